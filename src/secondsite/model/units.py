@@ -1,0 +1,16 @@
+"""Byte units and the sizes that every part of the data plane agrees on."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+SECTOR: Final = 512
+"""Smallest unit of a log entry ([MS-HRL]: data is a multiple of a sector)."""
+BLOCK: Final = 4 * KIB
+"""Unit of digests and of the filter that drops what did not change."""
+PART_DATA_MAX: Final = 64 * MIB
+"""Most data bytes in one log file (= one part on the wire)."""
