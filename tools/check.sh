@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Format, lint, types, import contracts. A missing tool is a failure.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+for tool in ruff mypy lint-imports; do command -v "$tool" >/dev/null || { echo "check: $tool is missing" >&2; exit 1; }; done
+ruff format --check .
+ruff check .
+mypy
+lint-imports
