@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeAlias
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
@@ -14,3 +14,6 @@ BLOCK: Final = 4 * KIB
 """Unit of digests and of the filter that drops what did not change."""
 PART_DATA_MAX: Final = 64 * MIB
 """Most data bytes in one log file (= one part on the wire)."""
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+"""Bytes that are passed on without a copy (`collections.abc.Buffer` exists only from Python 3.12 on)."""
