@@ -1,0 +1,41 @@
+"""Fixtures that every test may use. What they are made of is in tests/support/."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from secondsite.lab.hypervisor import Hypervisor
+from support.hypervisors import HypervisorPair, running_pair
+from support.leftovers import Leftovers, short_folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_running() -> Iterator[None]:
+    """Fail the session if a process that a test started outlives it."""
+    leftovers = Leftovers()
+    yield
+    if found := leftovers.end_and_describe():
+        pytest.fail("tests left processes of theirs behind (ended now):\n" + "\n".join(found), pytrace=False)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder with a path short enough for Unix sockets, which tmp_path's is not."""
+    with short_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def hypervisor_pair() -> Iterator[HypervisorPair]:
+    """Two running hypervisors, `.primary` and `.recovery`, for the whole session: use names of your own in them."""
+    with short_folder() as folder, running_pair(folder) as pair:
+        yield pair
+
+
+@pytest.fixture(scope="session")
+def hypervisor(hypervisor_pair: HypervisorPair) -> Hypervisor:
+    """One running hypervisor: the pair's primary one."""
+    return hypervisor_pair.primary
