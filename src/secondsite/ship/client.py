@@ -1,0 +1,424 @@
+"""The HTTPS client of nodes: kept connections, bounded answers, errors as exceptions.
+
+Promises:
+
+- The server is checked by its node id, not by its address; nothing is sent before that.
+- No proxy, no redirect, no cookie: it speaks to the peer that it was given and to nobody else.
+- Thread-safe: each call takes a connection of its own from the pool.
+- Every failure is one of UnavailableError (try later), UnauthenticatedError (certificates) or RemoteError (the
+  peer said so, with the peer's code).
+
+A kept connection that the peer has closed meanwhile is noticed before it is used; should it close in between, the
+call is made once more on a new one. All calls of the protocol may be repeated. Beyond that nothing is retried here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from secondsite.errors import (
+    CorruptError,
+    InvalidInputError,
+    RemoteError,
+    SecondSiteError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from secondsite.model.ids import NodeId
+from secondsite.ship.identity import ca_fingerprint, load_certificate
+from secondsite.ship.routing import Router, parse_object
+
+CA_PATH: Final = "/node/v1/ca"
+ANSWER_MAX: Final = 64 << 20
+_ERROR_MAX: Final = 1 << 20
+_CONNECT_S: Final = 10.0
+
+_EXPIRED, _NOT_YET, _NAME_DIFFERS = 10, 9, 62  # X509_V_ERR_*
+_ALERTS: Final = {
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the peer wants a certificate and none was shown",
+    "TLSV1_ALERT_UNKNOWN_CA": "the peer does not know the authority of our certificate",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "our certificate has expired",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "our certificate is revoked",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "the peer does not accept our certificate",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "the peer does not accept our certificate",
+    "TLSV1_ALERT_ACCESS_DENIED": "the peer does not accept our certificate",
+    "TLSV1_ALERT_DECRYPT_ERROR": "the peer does not accept our certificate",
+}
+_BROKEN = (OSError, http.client.HTTPException)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where to dial, and which node must answer there."""
+
+    host: str
+    port: int
+    server_name: NodeId
+
+
+class Trust(Protocol):
+    """What the client shows and whom it trusts: Credentials or CaOnly."""
+
+    def client_context(self) -> ssl.SSLContext:
+        """Return a context that verifies the server."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A successful answer, read to its end."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    def json(self) -> dict[str, Any]:
+        """Return the body as a JSON object; UnavailableError if the peer speaks something else."""
+        try:
+            return parse_object(self.body)
+        except InvalidInputError as error:
+            raise UnavailableError("the peer's answer is not JSON", reason=error.message) from error
+
+
+class PeerConnection(http.client.HTTPConnection):
+    """One connection: dials the address, checks the node id."""
+
+    def __init__(self, endpoint: Endpoint, context: ssl.SSLContext, timeout_s: float) -> None:
+        super().__init__(endpoint.host, endpoint.port, timeout=timeout_s, blocksize=1 << 20)
+        self._endpoint = endpoint
+        self._context = context
+
+    def connect(self) -> None:
+        """Dial and shake hands; within the connection's own time-out, but at most _CONNECT_S per step."""
+        timeout = min(_CONNECT_S, self.timeout or _CONNECT_S)
+        raw = socket.create_connection((self._endpoint.host, self._endpoint.port), timeout=timeout)
+        try:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self.sock = self._context.wrap_socket(raw, server_hostname=self._endpoint.server_name)
+        except BaseException:
+            raw.close()
+            raise
+        self.sock.settimeout(self.timeout)
+
+    def set_timeout(self, timeout_s: float) -> None:
+        """Bound every following step of the connection."""
+        self.timeout = timeout_s
+        if self.sock is not None:
+            self.sock.settimeout(timeout_s)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it has never been dialled."""
+        return self.sock is None
+
+    @property
+    def stale(self) -> bool:
+        """Whether the peer has closed it, or sent something nobody asked for."""
+        return self.sock is not None and bool(select.select([self.sock], [], [], 0)[0])
+
+
+class JsonClient:
+    """Calls to one endpoint. Close it when done."""
+
+    def __init__(self, endpoint: Endpoint, trust: Trust, *, timeout_s: float = 30.0) -> None:
+        self.endpoint = endpoint
+        self._trust = trust
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._idle: list[PeerConnection] = []
+        self._context: ssl.SSLContext | None = None
+
+    def get(self, path: str, *, timeout_s: float | None = None) -> dict[str, Any]:
+        """GET a JSON object."""
+        return self.request("GET", path, timeout_s=timeout_s).json()
+
+    def post(
+        self, path: str, document: Mapping[str, Any], *, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        """POST a JSON object and return the answer's. For a long poll pass a time-out above the poll's."""
+        body = json.dumps(document, allow_nan=False).encode()
+        headers = {"Content-Type": "application/json"}
+        return self.request("POST", path, body=body, headers=headers, timeout_s=timeout_s).json()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+        answer_max: int = ANSWER_MAX,
+    ) -> Answer:
+        """Make one call. The time-out bounds each step on the socket (connecting, a send, a read), not the sum."""
+        with self.exchange(method, path, body, len(body), headers, timeout_s=timeout_s) as response:
+            data = _read_bounded(response, answer_max)
+        return Answer(response.status, response.headers, data)
+
+    @contextmanager
+    def exchange(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterable[bytes],
+        length: int,
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Make one call with a streamed body and yield the successful response for reading.
+
+        A `body` that is no `bytes` can be sent once only: it is then not sent again on a new connection.
+        """
+        connection, response = self._exchange(method, path, body, length, headers or {}, timeout_s)
+        try:
+            with translated(self.endpoint):
+                yield response
+        except BaseException:
+            connection.close()
+            raise
+        self._give_back(connection, response)
+
+    def reload(self, trust: Trust | None = None) -> None:
+        """Use renewed (or other) credentials for new connections and drop the idle ones."""
+        with self._lock:
+            self._trust = trust or self._trust
+            self._context = None
+        self.close()
+
+    def close(self) -> None:
+        """Close the idle connections. A later call opens new ones."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def __enter__(self) -> JsonClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterable[bytes],
+        length: int,
+        headers: Mapping[str, str],
+        timeout_s: float | None,
+    ) -> tuple[PeerConnection, http.client.HTTPResponse]:
+        timeout_s = timeout_s or self._timeout_s
+        while True:
+            connection = self._take(timeout_s)
+            kept = not connection.fresh
+            try:
+                with translated(self.endpoint):
+                    try:
+                        response = _talk(connection, method, path, body, length, headers)
+                    except (ConnectionError, http.client.BadStatusLine, ssl.SSLEOFError):
+                        if kept and isinstance(body, bytes):
+                            connection.close()
+                            continue
+                        raise
+                    _raise_refusal(response)
+            except BaseException:
+                connection.close()
+                raise
+            return connection, response
+
+    def _take(self, timeout_s: float) -> PeerConnection:
+        while True:
+            with self._lock:
+                connection = self._idle.pop() if self._idle else None
+                if connection is None:
+                    if self._context is None:
+                        self._context = self._trust.client_context()
+                    connection = PeerConnection(self.endpoint, self._context, timeout_s)
+            if not connection.stale:
+                connection.set_timeout(timeout_s)
+                return connection
+            connection.close()
+
+    def _give_back(self, connection: PeerConnection, response: http.client.HTTPResponse) -> None:
+        reusable = response.isclosed() and not response.will_close
+        with self._lock:
+            if reusable and connection._context is self._context:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+
+def _talk(
+    connection: PeerConnection,
+    method: str,
+    path: str,
+    body: bytes | Iterable[bytes],
+    length: int,
+    headers: Mapping[str, str],
+) -> http.client.HTTPResponse:
+    connection.putrequest(method, path, skip_accept_encoding=True)
+    if length or method in {"POST", "PUT"}:
+        connection.putheader("Content-Length", str(length))
+    for name, value in headers.items():
+        connection.putheader(name, value)
+    try:
+        if isinstance(body, bytes):
+            connection.endheaders(body or None)
+        else:
+            connection.endheaders()
+            for chunk in body:
+                connection.send(chunk)
+    except (BrokenPipeError, ConnectionResetError):
+        # The peer may have answered before it read everything: a refusal says more than a broken pipe.
+        if connection.sock is None:
+            raise
+        with contextlib.suppress(*_BROKEN):
+            response = connection.getresponse()
+            if response.status // 100 != 2:
+                return response
+        raise
+    return connection.getresponse()
+
+
+def _raise_refusal(response: http.client.HTTPResponse) -> None:
+    if response.status // 100 != 2:
+        raise _error_of(response)
+
+
+def _error_of(response: http.client.HTTPResponse) -> SecondSiteError:
+    data = response.read(_ERROR_MAX)
+    try:
+        fields = parse_object(data).get("error")
+    except InvalidInputError:
+        fields = None
+    if not isinstance(fields, dict) or not isinstance(fields.get("code"), str):
+        text = data[:200].decode("latin-1")
+        return UnavailableError(
+            f"the peer answered {response.status} without an error that we know", answer=text
+        )
+    attributes = fields.get("attributes")
+    fields["attributes"] = (
+        {str(key): value for key, value in attributes.items() if key not in {"message", "hint", "self"}}
+        if isinstance(attributes, dict)
+        else {}
+    )
+    error = RemoteError(fields)
+    if error.code == UnauthenticatedError.code:
+        return UnauthenticatedError(error.message, hint=error.hint, **error.attributes)
+    return error
+
+
+def _read_bounded(response: http.client.HTTPResponse, limit: int) -> bytes:
+    data = response.read(limit + 1)
+    if len(data) > limit:
+        raise UnavailableError("the peer's answer is too large", limit=limit)
+    if response.length:
+        raise http.client.IncompleteRead(data, response.length)
+    if not response.isclosed():
+        response.read()  # at the end already: lets http.client see it, so that the connection can be kept
+    return data
+
+
+@contextmanager
+def translated(endpoint: Endpoint) -> Iterator[None]:
+    """Turn what sockets, TLS and HTTP raise into UnauthenticatedError or UnavailableError."""
+    try:
+        yield
+    except SecondSiteError:
+        raise
+    except _BROKEN as error:
+        raise _translate(error, endpoint) from error
+
+
+def _translate(error: OSError | http.client.HTTPException, endpoint: Endpoint) -> SecondSiteError:
+    place: dict[str, Any] = {"host": endpoint.host, "port": endpoint.port, "peer": endpoint.server_name}
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code == _EXPIRED:
+            return UnauthenticatedError(
+                "the peer's certificate has expired", hint="renew it on the peer", **place
+            )
+        if error.verify_code == _NOT_YET:
+            return UnauthenticatedError(
+                "the peer's certificate is not valid yet", hint="compare the clocks", **place
+            )
+        if error.verify_code == _NAME_DIFFERS:
+            return UnauthenticatedError(
+                f"another node than {endpoint.server_name} answers at {endpoint.host}:{endpoint.port}",
+                hint="check the node's address",
+                **place,
+            )
+        return UnauthenticatedError(
+            "the peer's certificate is not from our authority", reason=error.verify_message, **place
+        )
+    if isinstance(error, ssl.SSLError) and error.reason in _ALERTS:
+        return UnauthenticatedError(_ALERTS[error.reason], hint="enrol or renew this node", **place)
+    reason = str(error) or type(error).__name__
+    return UnavailableError(f"{endpoint.host}:{endpoint.port} does not answer: {reason}", **place)
+
+
+def is_code(error: BaseException, *codes: str) -> bool:
+    """Whether `error` is one of ours, raised here or reported by a peer, with one of `codes`."""
+    return isinstance(error, SecondSiteError) and error.code in codes
+
+
+# -- the first contact --------------------------------------------------------------------------------------
+
+
+def add_ca_route(router: Router, ca_pem: bytes) -> None:
+    """Serve the authority's certificate to everyone: a client that knows its fingerprint can then trust it."""
+    router.add("GET", CA_PATH, lambda _: {"ca": ca_pem.decode("ascii")}, peer_required=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Nobody:
+    """Trust for the one call whose answer proves itself."""
+
+    def client_context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+def fetch_ca(host: str, port: int, fingerprint: str, *, timeout_s: float = 10.0) -> bytes:
+    """Return the authority's certificate (PEM) whose SHA-256 is `fingerprint`.
+
+    It comes over a connection that nobody has verified, which is safe: it is taken only if its hash is the pinned
+    one, and nothing secret is sent. Use it with CaOnly for the enrolment proper.
+
+    Raises:
+        UnauthenticatedError: what answered has another authority.
+    """
+    endpoint = Endpoint(host, port, NodeId("unverified"))
+    with JsonClient(endpoint, _Nobody(), timeout_s=timeout_s) as client:
+        text = client.request("GET", CA_PATH, answer_max=65536).json().get("ca")
+    try:
+        pem = str(text).encode("ascii")
+        found = ca_fingerprint(pem)
+    except (CorruptError, UnicodeEncodeError) as error:
+        raise UnauthenticatedError("the service sent no certificate", host=host, port=port) from error
+    if found != fingerprint.lower():
+        raise UnauthenticatedError(
+            "the service's authority is not the one that the registration key pins",
+            hint="check the address; if it is right, somebody sits in between",
+            found=found,
+            host=host,
+            port=port,
+        )
+    # Only the certificate that was hashed, not what may stand behind it in the text.
+    return load_certificate(pem).public_bytes(Encoding.PEM)

@@ -1,0 +1,332 @@
+"""The threaded HTTPS server of nodes and of the service: cheroot, with the gaps closed that matter between sites.
+
+Promises:
+
+- A slow or silent client costs little: connections that send nothing wait in a selector, not in a thread; the
+  handshake, the request's head and the pace of its body are bounded in time; headers are bounded in size.
+- The peer's identity is read from the TLS session of the very connection, on every request, and a revoked or
+  meanwhile expired certificate is refused also on a connection that is open already.
+- `start` returns once the port listens, `stop` returns once its threads have ended.
+- New credentials apply to new connections; those that are open go on.
+
+Why not cheroot as it comes: it does the TLS handshake in the thread that accepts, so one client that connects and
+says nothing keeps everyone else out (10 s each); it reads an unread body into memory at once; it takes the
+client's identity when it accepts.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from cheroot.makefile import MakeFile
+from cheroot.server import HTTPConnection
+from cheroot.ssl import Adapter
+from cheroot.wsgi import Gateway_10, Server
+
+from secondsite.errors import UnauthenticatedError, UnavailableError
+from secondsite.ship.identity import (
+    ClientCertificates,
+    Clock,
+    Credentials,
+    PeerCertificate,
+    peer_certificate,
+    utc_now,
+)
+from secondsite.ship.routing import CLOSE_KEY, PEER_KEY, Environ, WsgiApp, error_response
+
+log = logging.getLogger("secondsite.ship")
+
+LINGER_S: Final = 0.5
+_SELECT_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client may take. Times in seconds, sizes in bytes."""
+
+    handshake_s: float = 10.0
+    head_s: float = 10.0
+    stall_s: float = 30.0
+    """A body must bring `stall_bytes` within so much time spent waiting for it."""
+    stall_bytes: int = 16 << 10
+    send_s: float = 60.0
+    idle_s: int = 75
+    head_bytes: int = 32 << 10
+    connections: int = 1024
+
+
+class HttpsServer:
+    """Serves `app` (WSGI, usually a Router) at `address` with `threads` workers.
+
+    A long poll holds a worker: give the control plane as many threads as it has nodes, and some.
+    `is_revoked` is called with a certificate's serial number on every request, so it must be quick.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        credentials: Credentials,
+        app: WsgiApp,
+        *,
+        client_certificates: ssl.VerifyMode = ClientCertificates.REQUIRED,
+        threads: int = 16,
+        limits: Limits | None = None,
+        is_revoked: Callable[[int], bool] | None = None,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._requested = address
+        self._credentials = credentials
+        self._verify_mode = client_certificates
+        limits = limits or Limits()
+        self._server = _Server(address, _checking_peers(app, is_revoked, clock), threads, limits)
+        self._server.ssl_adapter = _Adapter(self._make_context(), limits)
+        self._thread: threading.Thread | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The bound address; its port is the one that listens, also when 0 was asked for."""
+        host, port = self._server.bind_addr[:2]
+        return str(host), int(port)
+
+    def start(self) -> None:
+        """Bind and serve in the background; UnavailableError if the address can't be bound."""
+        try:
+            self._server.prepare()
+        except OSError as error:
+            host, port = self._requested
+            raise UnavailableError(
+                f"cannot listen on {host}:{port}: {error}", hint="is another process on this port?"
+            ) from error
+        self._thread = threading.Thread(target=self._server.serve, name="https-accept", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End: no new connections, running requests get a few seconds, then their sockets are closed."""
+        self._server.stop()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def reload(self, credentials: Credentials | None = None) -> None:
+        """Read the certificate files again (or others); new connections use them."""
+        if credentials is not None:
+            self._credentials = credentials
+        self._server.ssl_adapter.context = self._make_context()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _make_context(self) -> ssl.SSLContext:
+        context = self._credentials.server_context(self._verify_mode)
+        context.sslsocket_class = _Socket
+        return context
+
+
+def _checking_peers(app: WsgiApp, is_revoked: Callable[[int], bool] | None, clock: Clock) -> WsgiApp:
+    """Return `app` behind a check of the peer's certificate that TLS did at the handshake only, or not at all."""
+
+    def checked(environ: Environ, start_response: Any) -> Any:
+        try:
+            environ[PEER_KEY] = _checked_peer(environ[PEER_KEY], is_revoked, clock)
+        except UnauthenticatedError as error:
+            environ[CLOSE_KEY]()
+            refusal = error_response(error)
+
+            def refuse(_environ: Environ, start: Any) -> Any:
+                start(refusal.status, [("Content-Type", refusal.content_type)])
+                return [refusal.body]
+
+            return refuse(environ, start_response)
+        return app(environ, start_response)
+
+    return checked
+
+
+def _checked_peer(
+    certificate: PeerCertificate | UnauthenticatedError | None,
+    is_revoked: Callable[[int], bool] | None,
+    clock: Clock,
+) -> PeerCertificate | None:
+    if isinstance(certificate, UnauthenticatedError):
+        raise certificate
+    if certificate is None:
+        return None
+    if certificate.not_after <= clock():
+        raise UnauthenticatedError("the certificate has expired meanwhile", node=certificate.node)
+    if is_revoked is not None and is_revoked(certificate.serial):
+        raise UnauthenticatedError(
+            "the certificate is revoked", hint="enrol the node again", node=certificate.node
+        )
+    return certificate
+
+
+# -- cheroot, bounded ---------------------------------------------------------------------------------------
+
+
+class _Socket(ssl.SSLSocket):
+    """A TLS socket whose reads are bounded: by a deadline for the head, by a pace for the body."""
+
+    limits = Limits()
+    deadline: float | None = None
+    _waited = 0.0
+    _got = 0
+
+    def begin_head(self) -> None:
+        self.deadline = time.monotonic() + self.limits.head_s
+
+    def begin_body(self) -> None:
+        self.deadline = None
+        self._waited = 0.0
+        self._got = 0
+
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        start = time.monotonic()
+        left = self.limits.stall_s - self._waited if self.deadline is None else self.deadline - start
+        if left <= 0:
+            raise TimeoutError("timed out")  # cheroot answers 408 to this very text
+        self.settimeout(left)
+        count = super().recv_into(buffer, nbytes, flags)
+        self._waited += time.monotonic() - start
+        self._got += count
+        if self._got >= self.limits.stall_bytes:
+            self._waited = 0.0
+            self._got = 0
+        return count
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        self.settimeout(self.limits.send_s)
+        return super().send(data, flags)
+
+
+class _Adapter(Adapter):
+    """Wraps accepted sockets without the handshake, which the worker does."""
+
+    def __init__(self, context: ssl.SSLContext, limits: Limits) -> None:
+        # The base class wants file names and checks nothing; the context holds what they would name.
+        super().__init__("", "")
+        self.context = context
+        self._limits = limits
+
+    def bind(self, sock: socket.socket) -> socket.socket:
+        return sock
+
+    def wrap(self, sock: socket.socket) -> tuple[_Socket, dict[str, str]]:
+        wrapped = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        assert isinstance(wrapped, _Socket)
+        wrapped.limits = self._limits
+        return wrapped, self.get_environ()
+
+    def get_environ(self) -> dict[str, str]:
+        return {"wsgi.url_scheme": "https", "HTTPS": "on"}
+
+    def makefile(self, sock: socket.socket, mode: str = "r", bufsize: int = -1) -> Any:
+        return MakeFile(sock, mode, bufsize)
+
+
+class _Connection(HTTPConnection):
+    """A connection that does its handshake in the worker that first finds bytes on it."""
+
+    rbufsize = 64 << 10
+    admitted = False
+    peer: PeerCertificate | UnauthenticatedError | None = None
+    _shaken = False
+
+    def communicate(self) -> bool:
+        if not self._shaken and not self._shake():
+            return False
+        self.socket.begin_head()
+        return bool(super().communicate())  # type: ignore[no-untyped-call]
+
+    def _shake(self) -> bool:
+        sock: _Socket = self.socket
+        try:
+            sock.settimeout(sock.limits.handshake_s)
+            sock.do_handshake()  # the time-out is one for the whole handshake
+            der = sock.getpeercert(binary_form=True)
+        except (OSError, ValueError) as error:
+            log.info("handshake with %s failed: %s", self.remote_addr, error)
+            _linger(sock)
+            return False
+        self._shaken = True
+        if der is not None:
+            try:
+                self.peer = peer_certificate(der)
+            except UnauthenticatedError as error:
+                self.peer = error
+        return True
+
+
+def _linger(sock: _Socket) -> None:
+    """Let the peer read the alert that says why: closing with unread bytes would reset the connection."""
+    with suppress(OSError, ValueError):
+        sock.shutdown(socket.SHUT_WR)  # also drops the TLS layer, so what follows reads raw bytes
+        end = time.monotonic() + LINGER_S
+        while (left := end - time.monotonic()) > 0:
+            sock.settimeout(left)
+            if not sock.recv(65536):
+                return
+
+
+class _Gateway(Gateway_10):
+    """Hands the peer and the right to close to the application."""
+
+    def get_environ(self) -> dict[str, Any]:  # type: ignore[override]
+        connection: _Connection = self.req.conn
+        connection.socket.begin_body()
+        environ: dict[str, Any] = super().get_environ()  # type: ignore[no-untyped-call]
+        environ[PEER_KEY] = connection.peer
+        environ[CLOSE_KEY] = self._close
+        return environ
+
+    def _close(self) -> None:
+        self.req.close_connection = True
+
+
+class _Server(Server):
+    """cheroot's server with our connections, our log and a bound on how many are open."""
+
+    ConnectionClass = _Connection
+    expiration_interval = _SELECT_S
+
+    def __init__(self, address: tuple[str, int], app: WsgiApp, threads: int, limits: Limits) -> None:
+        super().__init__(
+            address,
+            app,
+            numthreads=threads,
+            max=threads,
+            request_queue_size=128,
+            timeout=limits.idle_s,
+            shutdown_timeout=5,
+            server_name="secondsite",
+        )
+        self.gateway = _Gateway
+        self.max_request_header_size = limits.head_bytes
+        self.keep_alive_conn_limit = limits.connections
+        self._limits = limits
+
+    def process_conn(self, conn: _Connection) -> None:
+        """Queue a connection that has something to say; a new one first waits in the selector until it has."""
+        if conn.admitted:
+            super().process_conn(conn)
+            return
+        manager: Any = self._connections  # type: ignore[attr-defined]
+        if manager._num_connections >= self._limits.connections:
+            conn.close()
+            return
+        conn.admitted = True
+        manager.put(conn)
+
+    def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
+        log.log(level, "%s", msg, exc_info=traceback)
