@@ -1,0 +1,193 @@
+"""The extent index: which source holds each byte of a disk at a point.
+
+Sorted, disjoint extents [start, end) as parallel int64 arrays. `source` is the caller's number for a log, or ZERO; what no
+extent covers is the base. `location` is where the data of `start` lie in that source's file (0 for ZERO). Neighbours that
+continue each other are one extent.
+
+Everything is vectorised over the extents but `lookup`, which a view calls for every read: it bisects views of the
+arrays, 1 to 2 microseconds for a small read whatever the number of extents. An index never changes, so threads
+may share it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secondsite.hrl.reader import Log
+
+BASE: Final = -1
+ZERO: Final = -2
+
+_Array = NDArray[np.int64]
+
+
+class Piece(NamedTuple):
+    """One piece of a range. `location` is a position in the source's file; in the base that is `offset`, in zeros 0."""
+
+    offset: int
+    length: int
+    source: int
+    location: int
+
+
+class ExtentIndex:
+    """See the module's docstring. Made by `empty`, `from_log`, `from_zeros`, `overlay` and `merge`."""
+
+    __slots__ = ("_ends", "_locations", "_sources", "_starts", "end", "location", "source", "start")
+
+    def __init__(self, start: _Array, end: _Array, source: _Array, location: _Array) -> None:
+        """The arrays are sorted and disjoint; they are kept, not copied, and joined where neighbours continue."""
+        self.start, self.end, self.source, self.location = _coalesce(start, end, source, location)
+        self._starts = self.start.data
+        self._ends = self.end.data
+        self._sources = self.source.data
+        self._locations = self.location.data
+
+    @classmethod
+    def empty(cls) -> Self:
+        """Return the index of a disk that is all base."""
+        return cls(*(np.empty(0, np.int64) for _ in range(4)))
+
+    @classmethod
+    def from_log(cls, log: Log, source: int) -> Self:
+        """Return where the data of a log are; later entries win over earlier ones."""
+        entries = log.entries
+        order = np.argsort(entries.offset, kind="stable")
+        start = entries.offset[order]
+        end = start + entries.length[order]
+        location = entries.location[order]
+        if (start[1:] < end[:-1]).any():
+            start, end, location = _paint(entries.offset, entries.length, entries.location)
+        return cls(start, end, np.full(len(start), source, np.int64), location)
+
+    @classmethod
+    def from_zeros(cls, extents: _Array) -> Self:
+        """Return the index of an array (n, 2) of offset and length, as `decode_zeros` returns it."""
+        start = np.ascontiguousarray(extents[:, 0], np.int64)
+        count = len(start)
+        return cls(start, start + extents[:, 1], np.full(count, ZERO, np.int64), np.zeros(count, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def covered(self) -> int:
+        """Bytes that are not the base's."""
+        return int((self.end - self.start).sum())
+
+    def overlay(self, below: ExtentIndex) -> ExtentIndex:
+        """Return this index laid over `below`: where both have an extent, this one's counts."""
+        if len(self) == 0:
+            return below
+        if len(below) == 0:
+            return self
+        # No boundary lies within an elementary interval, so each belongs to one extent of either side or to none.
+        bounds = np.unique(np.concatenate((self.start, self.end, below.start, below.end)))
+        left, right = bounds[:-1], bounds[1:]
+        upper, in_upper = self._covering(left)
+        lower, in_lower = below._covering(left)
+        source = np.where(in_upper, self.source[upper], below.source[lower])
+        begin = np.where(in_upper, self.start[upper], below.start[lower])
+        location = np.where(in_upper, self.location[upper], below.location[lower]) + left - begin
+        location[source == ZERO] = 0
+        kept = in_upper | in_lower
+        return ExtentIndex(left[kept], right[kept], source[kept], location[kept])
+
+    @staticmethod
+    def merge(layers: Sequence[ExtentIndex]) -> ExtentIndex:
+        """Return all layers, oldest first, laid over each other; pairs of neighbours first, so O(n log n)."""
+        level = list(layers)
+        if not level:
+            return ExtentIndex.empty()
+        while len(level) > 1:
+            level = [
+                level[i + 1].overlay(level[i]) if i + 1 < len(level) else level[i]
+                for i in range(0, len(level), 2)
+            ]
+        return level[0]
+
+    def lookup(self, offset: int, length: int) -> list[Piece]:
+        """Return the pieces of [offset, offset + length), ascending, without gaps."""
+        pieces: list[Piece] = []
+        starts, ends, sources, locations = self._starts, self._ends, self._sources, self._locations
+        stop = offset + length
+        count = len(starts)
+        i = bisect_right(ends, offset)
+        while offset < stop:
+            start = starts[i] if i < count else stop
+            if start > offset:
+                gap_end = min(start, stop)
+                pieces.append(Piece(offset, gap_end - offset, BASE, offset))
+                offset = gap_end
+                continue
+            end = min(ends[i], stop)
+            source = sources[i]
+            location = 0 if source == ZERO else locations[i] + offset - start
+            pieces.append(Piece(offset, end - offset, source, location))
+            offset = end
+            i += 1
+        return pieces
+
+    def extents_of(self, source: int) -> _Array:
+        """Return the extents of one source (ZERO too) as an array (n, 2) of offset and length."""
+        chosen = self.source == source
+        return np.column_stack((self.start[chosen], self.end[chosen] - self.start[chosen]))
+
+    def _covering(self, points: _Array) -> tuple[_Array, NDArray[np.bool_]]:
+        """Return for each point the extent at or before it, and whether that holds it."""
+        at = np.searchsorted(self.start, points, side="right") - 1
+        held = (at >= 0) & (points < self.end[at])
+        return at, held
+
+
+def _coalesce(
+    start: _Array, end: _Array, source: _Array, location: _Array
+) -> tuple[_Array, _Array, _Array, _Array]:
+    if len(start) > 1:
+        follows = (start[1:] == end[:-1]) & (source[1:] == source[:-1])
+        follows &= (source[1:] == ZERO) | (location[1:] == location[:-1] + (end - start)[:-1])
+        if follows.any():
+            first = np.concatenate(([True], ~follows))
+            last = np.concatenate((~follows, [True]))
+            return start[first], end[last], source[first], location[first]
+    return (
+        np.ascontiguousarray(start),
+        np.ascontiguousarray(end),
+        np.ascontiguousarray(source),
+        np.ascontiguousarray(location),
+    )
+
+
+def _paint(offset: _Array, length: _Array, location: _Array) -> tuple[_Array, _Array, _Array]:
+    """Resolve overlaps within a log: paint entries newest first, each elementary interval once.
+
+    `skip` leads from a painted interval towards the next one that may be free (path halving), so the whole costs
+    nearly O(n) also when a log rewrites one sector again and again.
+    """
+    bounds = np.unique(np.concatenate((offset, offset + length)))
+    first = np.searchsorted(bounds, offset).tolist()
+    after = np.searchsorted(bounds, offset + length).tolist()
+    owner = [-1] * len(bounds)
+    skip = list(range(len(bounds) + 1))
+
+    def free_from(at: int) -> int:
+        while skip[at] != at:
+            skip[at] = skip[skip[at]]
+            at = skip[at]
+        return at
+
+    for entry in range(len(first) - 1, -1, -1):
+        at = free_from(first[entry])
+        while at < after[entry]:
+            owner[at] = entry
+            skip[at] = at + 1
+            at = free_from(at)
+    owners = np.array(owner[:-1], np.int64)
+    kept = owners >= 0
+    left, right, owners = bounds[:-1][kept], bounds[1:][kept], owners[kept]
+    return left, right, location[owners] + left - offset[owners]
