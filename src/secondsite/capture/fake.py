@@ -1,0 +1,126 @@
+"""A machine in memory that tracks changes: the adapter of the port that tests of everything above capture share.
+
+It keeps the port's promises exactly, at a granularity of 64 KiB like libvirt, and can be made to lose its tracking as a
+killed QEMU does. It is also the model that the real adapters are tested against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from secondsite.capture.port import Extent, Snapshot, SnapshotDisk, check_checkpoint_name, joined, pieces
+from secondsite.errors import TrackingLostError, UnavailableError
+from secondsite.model.ids import DiskKey
+from secondsite.model.manifest import VmDefinition
+from secondsite.model.units import KIB
+
+GRANULARITY: Final = 64 * KIB
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(slots=True)
+class FakeDisk:
+    """The disk's bytes, and for each checkpoint the granules that changed since."""
+
+    content: bytearray
+    changed: dict[str, set[int]] = field(default_factory=dict)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write as the guest does."""
+        if offset + len(data) > len(self.content):
+            raise ValueError("beyond the end of the disk")
+        self.content[offset : offset + len(data)] = data
+        granules = range(offset // GRANULARITY, -(-(offset + len(data)) // GRANULARITY))
+        for marks in self.changed.values():
+            marks.update(granules)
+
+
+class _FakeSnapshotDisk:
+    def __init__(self, content: bytes, marks: set[int] | None, check: Callable[[], None]) -> None:
+        self._content = content
+        self._marks = marks
+        self._check = check
+        self.size = len(content)
+        self.whole = marks is None
+
+    def changed(self) -> Iterator[Extent]:
+        granules = range(-(-self.size // GRANULARITY)) if self._marks is None else sorted(self._marks)
+
+        def extents() -> Iterator[Extent]:
+            for granule in granules:
+                start = granule * GRANULARITY
+                piece = self._content[start : start + GRANULARITY]
+                yield Extent(start, len(piece), not any(piece))
+
+        return joined(extents())
+
+    def read(self, extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
+        for offset, length in pieces(extents):
+            self._check()
+            yield offset, memoryview(self._content)[offset : offset + length]
+        self._check()
+
+
+class FakeCapture:
+    """A machine with disks in memory; `Capture` by structure."""
+
+    def __init__(
+        self,
+        disks: Mapping[DiskKey, int],
+        *,
+        clock: Callable[[], datetime] = _now,
+        definition: VmDefinition | None = None,
+    ) -> None:
+        self.disks = {key: FakeDisk(bytearray(size)) for key, size in disks.items()}
+        self.definition = definition or VmDefinition("fake", "a machine")
+        self.fail_next: Exception | None = None
+        """Raised by the next `snapshot`, once."""
+        self.reachable = True
+        """False: snapshots and reads of open ones raise UnavailableError."""
+        self._clock = clock
+
+    def write(self, disk: DiskKey, offset: int, data: bytes) -> None:
+        """Write as the guest does."""
+        self.disks[disk].write(offset, data)
+
+    def lose_tracking(self) -> None:
+        """Forget what changed, as a QEMU that was killed does."""
+        for disk in self.disks.values():
+            disk.changed.clear()
+
+    @property
+    def checkpoints(self) -> set[str]:
+        """The names that exist on all disks."""
+        return set.intersection(*(set(disk.changed) for disk in self.disks.values()))
+
+    def snapshot(self, *, since: str | None, new: str) -> Snapshot:
+        """See the port."""
+        check_checkpoint_name(new)
+        self._check()
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        if since is not None and since not in self.checkpoints:
+            raise TrackingLostError(f"checkpoint {since} does not exist", checkpoint=since)
+        time = self._clock()
+        snapshots: dict[DiskKey, SnapshotDisk] = {}
+        for key, disk in self.disks.items():
+            marks = None if since is None else set(disk.changed[since])
+            snapshots[key] = _FakeSnapshotDisk(bytes(disk.content), marks, self._check)
+            disk.changed[new] = set()
+        return Snapshot(time, snapshots, self.definition, new, closer=lambda: None)
+
+    def forget(self, keep: Collection[str]) -> None:
+        """See the port."""
+        for disk in self.disks.values():
+            disk.changed = {name: marks for name, marks in disk.changed.items() if name in keep}
+
+    def _check(self) -> None:
+        if not self.reachable:
+            raise UnavailableError("the machine's hypervisor does not answer")
