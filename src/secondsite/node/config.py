@@ -1,0 +1,97 @@
+"""A node's own settings, and the folders that everything else stands in.
+
+    <state>/node.json        who we are, where the service is (written once, by enrolment)
+            identity/        key.pem, cert.pem, ca.pem
+            commands/        results of the service's commands, by id
+            items/<item>/    see records.py
+            run/             sockets, pid files, logs of views
+    <storage>/secondsite/journals/<item>/    journals
+                         replicas/<item>/    overlays of tests and failed-over machines
+                         scratch/            scratch of running captures
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from secondsite import durable
+from secondsite.errors import CorruptError, NotFoundError
+from secondsite.model.ids import ItemId, NodeId, SiteId
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """What enrolment wrote. `fabric` is the hypervisor's URI; `listen_*` is where the replication listener binds."""
+
+    node: NodeId
+    name: str
+    site: SiteId
+    service_host: str
+    service_port: int
+    service_name: str
+    fabric: str
+    storage: str
+    listen_host: str
+    listen_port: int
+
+    def save(self, state: Path) -> None:
+        """Write the settings durably."""
+        durable.write_atomic(state / "node.json", json.dumps(asdict(self), indent=1).encode())
+
+    @classmethod
+    def load(cls, state: Path) -> NodeConfig:
+        """Read the settings; NotFoundError if the node was never enrolled."""
+        path = state / "node.json"
+        try:
+            return cls(**json.loads(path.read_text()))
+        except FileNotFoundError as error:
+            raise NotFoundError(
+                f"{state} holds no enrolled node", hint="enrol it first: secondsite node enrol --help"
+            ) from error
+        except (ValueError, TypeError) as error:
+            raise CorruptError(f"{path} does not parse: {error}", hint="enrol the node again") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where things are; every folder exists after `make`."""
+
+    state: Path
+    storage: Path
+
+    @property
+    def items(self) -> Path:
+        return self.state / "items"
+
+    @property
+    def identity(self) -> Path:
+        return self.state / "identity"
+
+    @property
+    def commands(self) -> Path:
+        return self.state / "commands"
+
+    @property
+    def run(self) -> Path:
+        return self.state / "run"
+
+    @property
+    def scratch(self) -> Path:
+        return self.storage / "secondsite" / "scratch"
+
+    def journal(self, item: ItemId) -> Path:
+        """Return the folder of the item's journal."""
+        return self.storage / "secondsite" / "journals" / item
+
+    def replicas(self, item: ItemId) -> Path:
+        """Return the folder of the item's overlays."""
+        return self.storage / "secondsite" / "replicas" / item
+
+    def make(self) -> None:
+        """Create what is missing."""
+        for folder in (self.items, self.identity, self.commands, self.run, self.scratch):
+            folder.mkdir(parents=True, exist_ok=True)
+        (self.storage / "secondsite" / "journals").mkdir(parents=True, exist_ok=True)
+        (self.storage / "secondsite" / "replicas").mkdir(parents=True, exist_ok=True)

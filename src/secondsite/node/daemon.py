@@ -1,0 +1,156 @@
+"""The composition root of a node: wires the adapters, starts the threads, ends them.
+
+Order of start: the listener and the replicators first (data flows without the service), then the channel. A second
+daemon on the same state folder is refused by a lock.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from secondsite import durable
+from secondsite.capture.libvirt import adopt_checkpoint, capture_for
+from secondsite.fabric.libvirt import LibvirtFabric
+from secondsite.fabric.port import Fabric
+from secondsite.model.ids import NodeId
+from secondsite.nbd.image import base_opener
+from secondsite.node.channel import Channel
+from secondsite.node.config import Folders, NodeConfig
+from secondsite.node.executor import Executor
+from secondsite.node.records import ItemRecord, ItemStore
+from secondsite.node.report import Reporter
+from secondsite.node.source.commands import SourceCommands
+from secondsite.node.source.replicator import Adapters, Replicators
+from secondsite.node.target.commands import TargetCommands
+from secondsite.node.target.journals import Journals
+from secondsite.node.target.receiver import JournalReceiver
+from secondsite.node.target.replicas import Replicas, Settler
+from secondsite.node.target.upkeep import Upkeep
+from secondsite.node.target.views import Views
+from secondsite.ship.client import Endpoint, JsonClient
+from secondsite.ship.identity import Credentials
+from secondsite.ship.listener import Listener
+from secondsite.ship.sender import Sender
+from secondsite.ship.throttle import TokenBucket
+
+log = structlog.get_logger(__name__)
+
+
+class NodeDaemon:
+    """A running node. `start`, then `close`."""
+
+    def __init__(self, state: Path, *, fabric: Fabric | None = None) -> None:
+        self.config = NodeConfig.load(state)
+        folders = Folders(state, Path(self.config.storage))
+        folders.make()
+        self._lock = durable.FileLock(state / "lock")
+        self._lock.acquire()
+        credentials = Credentials(
+            folders.identity / "node.pem", folders.identity / "node.key", folders.identity / "ca.pem"
+        )
+        self.fabric = fabric or LibvirtFabric(self.config.fabric)
+        self.items = ItemStore(folders.items)
+        self._limiters: dict[str, TokenBucket] = {}
+        open_base = base_opener(folders.run)
+        self.journals = Journals(folders.journal, open_base)
+
+        def sender(record: ItemRecord) -> Sender:
+            assert record.peer is not None
+            return Sender(
+                Endpoint(record.peer.host, record.peer.port, record.peer.node),
+                credentials,
+                record.item,
+                record.epoch,
+                limiter=self._limiter(record),
+                compression=record.policy.compression,
+            )
+
+        adapters = Adapters(
+            capture=lambda record: capture_for(
+                self.config.fabric, record.vm, record.disks, scratch=folders.scratch
+            ),
+            sender=sender,
+            adopt_checkpoint=lambda record, name: adopt_checkpoint(
+                self.config.fabric, record.vm, name, record.disks
+            ),
+        )
+        self.replicators = Replicators(self.items, adapters)
+        self.replicas = Replicas(self.items, self.journals, Views(folders.run), self.fabric, folders)
+        self.settler = Settler(self.items, self.replicas)
+        clock = adapters.clock
+        self.upkeep = Upkeep(self.items, self.journals, self.replicas, self.settler, clock)
+        self.listener = Listener(
+            (self.config.listen_host, self.config.listen_port),
+            credentials,
+            JournalReceiver(self.items, self.journals),
+        )
+        reporter = Reporter(self.items, self.replicators, self.journals, self.fabric, clock)
+        service = Endpoint(
+            self.config.service_host, self.config.service_port, NodeId(self.config.service_name)
+        )
+        self.channel = Channel(JsonClient(service, credentials), reporter.make, reporter.forget_sent)
+        handlers = {
+            **SourceCommands(self.items, self.replicators, self.fabric).handlers(),
+            **TargetCommands(
+                self.items, self.journals, self.replicas, self.settler, self.fabric, folders, open_base
+            ).handlers(),
+        }
+        self.executor = Executor(folders.commands, handlers, self.items, self.channel)
+
+    def start(self) -> None:
+        """Start everything; the data plane first."""
+        self.listener.start()
+        self.replicators.start_all()
+        self.upkeep.start()
+        self.channel.start(self.executor.submit, self.executor.running)
+        log.info("node started", node=self.config.node, name=self.config.name)
+
+    def close(self) -> None:
+        """End in the reverse order. Views and machines go on."""
+        self.channel.close()
+        self.replicators.close()
+        self.listener.stop()
+        self.settler.close()
+        self.upkeep.close()
+        self.executor.close()
+        self.journals.close()
+        self.fabric.close()
+        self._lock.release()
+
+    def _limiter(self, record: ItemRecord) -> TokenBucket | None:
+        limit = record.policy.bandwidth_limit
+        if limit is None:
+            return None
+        bucket = self._limiters.get(record.item)
+        if bucket is None or bucket.rate != limit:
+            bucket = self._limiters[record.item] = TokenBucket(limit)
+        return bucket
+
+
+def run(state: Path, ready: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+    """Run the node until SIGTERM or SIGINT."""
+    daemon = NodeDaemon(state)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    daemon.start()
+    facts = {
+        "node": daemon.config.node,
+        "name": daemon.config.name,
+        "listen": f"{daemon.config.listen_host}:{daemon.config.listen_port}",
+        "started": datetime.now(UTC).isoformat(),
+    }
+    durable.write_atomic(state / "ready.json", json.dumps(facts).encode())
+    if ready is not None:
+        ready(facts)
+    ended.wait()
+    daemon.close()
+    (state / "ready.json").unlink(missing_ok=True)

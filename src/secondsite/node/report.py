@@ -1,0 +1,121 @@
+"""What a node tells the service about itself: inventory, items, points. Facts of now, made anew for each report."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+import structlog
+
+from secondsite.errors import SecondSiteError
+from secondsite.fabric.port import Fabric
+from secondsite.journal import PointInfo
+from secondsite.model.ids import Digest, ItemId
+from secondsite.model.manifest import format_time, parse_time
+from secondsite.node.records import ItemRecord, ItemStore, Role
+from secondsite.node.source.replicator import Replicators
+from secondsite.node.target.journals import Journals
+
+log = structlog.get_logger(__name__)
+
+
+class Reporter:
+    """Makes reports. Points are sent whole when they were never sent or some went, else only the new ones."""
+
+    def __init__(
+        self,
+        items: ItemStore,
+        replicators: Replicators,
+        journals: Journals,
+        fabric: Fabric,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._items = items
+        self._replicators = replicators
+        self._journals = journals
+        self._fabric = fabric
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._sent: dict[ItemId, frozenset[Digest]] = {}
+
+    def make(self, with_inventory: bool) -> Mapping[str, Any]:  # noqa: FBT001 - the channel's callback
+        """Return the report's body."""
+        body: dict[str, Any] = {"items": [], "points": {}, "events": []}
+        for record in self._items.all():
+            body["items"].append(self._item(record))
+            if record.role is Role.TARGET or (record.role is Role.ACTIVE and record.failover is not None):
+                points = self._points(record)
+                if points is not None:
+                    body["points"][record.item] = points
+        if with_inventory:
+            try:
+                body["inventory"] = self._fabric.inventory().to_dict()
+            except SecondSiteError as error:
+                log.warning("no inventory", error=error.to_dict())
+        return body
+
+    def _item(self, record: ItemRecord) -> dict[str, Any]:
+        report: dict[str, Any] = {
+            "item": record.item,
+            "epoch": record.epoch,
+            "role": _ROLE_NAMES.get(record.role, record.role.value),
+            "phase": "idle",
+            "sequence": None,
+            "point_time": None,
+            "lag_s": None,
+            "progress": None,
+            "error": None,
+            "counters": dict(record.counters),
+            "test": None if record.test is None else {"name": record.test.name, "vm": record.test.vm},
+        }
+        if record.role is Role.SOURCE:
+            replicator = self._replicators.find(record.item)
+            if replicator is not None:
+                report.update(replicator.status())
+        if record.acked is not None:
+            report["sequence"] = record.acked.sequence
+            report["point_time"] = record.acked.time
+            report["lag_s"] = round((self._clock() - parse_time(record.acked.time)).total_seconds(), 3)
+        return report
+
+    def _points(self, record: ItemRecord) -> dict[str, Any] | None:
+        """Return what changed since the last report: new points alone, or all of them if some went; else None."""
+        try:
+            points = self._journals.get(record.item).points() if self._journals.exists(record.item) else []
+        except SecondSiteError as error:
+            log.warning("points unreadable", item=record.item, error=error.to_dict())
+            return None
+        now = frozenset(point.digest for point in points)
+        with self._lock:
+            before = self._sent.get(record.item)
+            self._sent[record.item] = now
+        if before is None or before - now:
+            return {"points": [describe_point(point) for point in points], "complete": True}
+        if now == before:
+            return None
+        new = [describe_point(point) for point in points if point.digest not in before]
+        return {"points": new, "complete": False}
+
+    def forget_sent(self) -> None:
+        """Send every point again at the next report: the last one may not have arrived."""
+        with self._lock:
+            self._sent.clear()
+
+
+_ROLE_NAMES = {Role.PREPARING: "source", Role.PREPARED: "source"}
+
+
+def describe_point(point: PointInfo) -> dict[str, Any]:
+    """Return a point as reports, the API and the stand-alone commands show it."""
+    return {
+        "sequence": point.sequence,
+        "epoch": point.epoch,
+        "time": format_time(point.time),
+        "consistency": point.consistency.value,
+        "kind": point.kind.value,
+        "digest": point.digest,
+        "changed": point.changed,
+        "stored": point.stored,
+    }

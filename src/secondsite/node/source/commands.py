@@ -1,0 +1,181 @@
+"""The service's commands to the source's side. Each may be repeated at any time; each ends in an observed fact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from secondsite.blocks import DigestTable
+from secondsite.errors import ConflictError, InvalidInputError, OperationRefusedError
+from secondsite.fabric.port import Fabric, PowerState
+from secondsite.model.ids import Epoch, ItemId, NodeId, parse_disk_key
+from secondsite.model.manifest import Consistency, Manifest, format_time
+from secondsite.model.policy import Policy
+from secondsite.node.executor import Command, Handler, Progress
+from secondsite.node.records import Acked, ItemRecord, ItemStore, Peer, Role, require_role
+from secondsite.node.source.replicator import Replicators
+
+LOCK_REASON = "failed over to the other site by Second Site"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceCommands:
+    """Handlers by kind; see docs/design/architecture.md for arguments and results."""
+
+    items: ItemStore
+    replicators: Replicators
+    fabric: Fabric
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return the handlers by command kind."""
+        return {
+            "source.start": self.start,
+            "source.policy": self.policy,
+            "source.prepare": self.prepare,
+            "source.release": self.release,
+            "source.demote": self.demote,
+            "source.stop": self.stop,
+        }
+
+    def start(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+        """Begin to replicate: from nothing, or (resume) from the point that the failover left."""
+        item, args = _item(command), command.args
+        record = self.items.find(item)
+        if args.get("resume"):
+            self._resume(command, item)
+        elif record is None:
+            self._begin(command, item)
+        else:
+            require_role(record, Role.SOURCE)
+        self.replicators.start(item)
+        return {}
+
+    def _begin(self, command: Command, item: ItemId) -> None:
+        args = command.args
+        vm = self.fabric.find(str(args["vm"]))
+        wanted = [parse_disk_key(key) for key in args["disks"]]
+        sizes = {disk.key: disk.size for disk in vm.replicable_disks}
+        missing = sorted(set(wanted) - set(sizes))
+        if not vm.protectable or missing:
+            problems = [problem.message for problem in vm.problems if problem.forbids]
+            raise OperationRefusedError(
+                f"{vm.name} cannot be protected: {'; '.join(problems) or f'no usable disk {missing}'}",
+                hint="secondsite item protectable shows what stands in the way",
+                vm=vm.name,
+            )
+        record = ItemRecord(
+            item=item,
+            name=str(args["name"]),
+            epoch=command.epoch,
+            role=Role.SOURCE,
+            digest_key=str(args["digest_key"]),
+            policy=Policy(**args["policy"]),
+            disks=tuple(wanted),
+            vm=vm.uuid,
+            peer=_peer(args),
+        )
+        folder = self.items.folder(item) / "digests"
+        folder.mkdir(parents=True, exist_ok=True)
+        for disk in wanted:
+            path = folder / f"{disk}.tbl"
+            path.unlink(missing_ok=True)  # of a start that a crash cut; nothing was shipped yet
+            DigestTable.create(path, sizes[disk], record.key).close()
+        self.items.put(record)
+
+    def _resume(self, command: Command, item: ItemId) -> None:
+        record = self.items.get(item)
+        if record.role is Role.SOURCE:
+            return
+        require_role(record, Role.ACTIVE)
+        failover = record.failover
+        if failover is None or not failover.standalone:
+            raise ConflictError(f"the failover of {record.name} is not committed", hint="commit it first")
+        manifest = Manifest.from_bytes((self.items.folder(item) / "manifest.json").read_bytes())
+        acked = Acked(failover.sequence, failover.digest, format_time(manifest.time), failover.checkpoint)
+        self.replicators.adopt_checkpoint(record, failover.checkpoint)
+        self.items.change(
+            item,
+            role=Role.SOURCE,
+            peer=_peer(command.args),
+            policy=Policy(**command.args["policy"]),
+            acked=acked,
+            failover=None,
+        )
+
+    def policy(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+        """Take a changed policy; the next cycle follows it."""
+        item = _item(command)
+        self.items.change(item, policy=Policy(**command.args["policy"]))
+        self.replicators.wake(item)
+        return {}
+
+    def prepare(self, command: Command, progress: Progress) -> Mapping[str, Any]:
+        """Shut the guest down, seal what it wrote last, lock the machine."""
+        item = _item(command)
+        record = self.items.get(item)
+        require_role(record, Role.SOURCE, Role.PREPARING, Role.PREPARED)
+        if record.role is not Role.PREPARED:
+            self.items.change(item, role=Role.PREPARING)
+            progress(0.1, "waiting for the cycle that runs")
+            self.replicators.stop(item)
+            if self.fabric.power(record.vm) is not PowerState.OFF:
+                progress(0.2, "shutting the guest down")
+                timeout_s = float(command.args.get("shutdown_timeout_s", 120))
+                if not self.fabric.shutdown(record.vm, timeout_s=timeout_s):
+                    progress(0.4, "the guest did not shut down in time: cutting its power")
+                    self.fabric.power_off(record.vm)
+            # Locked before the last point is taken: nothing can be written after it.
+            self.fabric.lock_power(record.vm, LOCK_REASON)
+            progress(0.5, "shipping the last changes")
+            self.replicators.run_once(item, Consistency.PLANNED, progress)
+            self.items.change(item, role=Role.PREPARED)
+        acked = self.items.get(item).acked
+        assert acked is not None
+        return {"sequence": acked.sequence, "digest": acked.digest, "time": acked.time}
+
+    def release(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+        """Undo prepare: unlock, start the guest, replicate on (under a raised epoch if the service says so)."""
+        item = _item(command)
+        record = self.items.get(item)
+        require_role(record, Role.SOURCE, Role.PREPARING, Role.PREPARED)
+        epoch = Epoch(int(command.args.get("epoch") or record.epoch))
+        self.fabric.unlock_power(record.vm)
+        if record.role is not Role.SOURCE:
+            self.fabric.start(record.vm)
+        self.items.change(item, role=Role.SOURCE, epoch=epoch)
+        self.replicators.start(item)
+        return {}
+
+    def demote(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+        """Step down: another side has the item now."""
+        item = _item(command)
+        record = self.items.get(item)
+        require_role(record, Role.PREPARED, Role.STANDBY)
+        self.items.change(item, role=Role.STANDBY, epoch=Epoch(int(command.args["new_epoch"])))
+        return {}
+
+    def stop(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+        """Forget the item; the machine stays as it is, without our checkpoints."""
+        item = _item(command)
+        record = self.items.find(item)
+        if record is None:
+            return {}
+        require_role(record, Role.SOURCE, Role.PREPARING, Role.PREPARED)
+        self.replicators.stop(item)
+        self.replicators.forget_checkpoints(record)
+        if record.role is not Role.SOURCE:
+            self.fabric.unlock_power(record.vm)
+        self.items.remove(item)
+        return {}
+
+
+def _item(command: Command) -> ItemId:
+    if command.item is None:
+        raise InvalidInputError(f"{command.kind} names no item")
+    return command.item
+
+
+def _peer(args: Mapping[str, Any]) -> Peer:
+    target = args["target"]
+    return Peer(NodeId(target["node"]), str(target["host"]), int(target["port"]))

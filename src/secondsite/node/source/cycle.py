@@ -1,0 +1,420 @@
+"""One replication cycle of one item: capture, ship, seal, and only then advance what we believe the target holds.
+
+Which blocks to look at follows from what is known:
+
+- no acknowledged point: *initial*. Everything is compared against the table, which describes the journal's base (all
+  zeros at first); parts are applied to the base as they arrive; the point is sealed at the end.
+- an acknowledged point without a checkpoint: *resync*. Tracking was lost; everything is compared against the table.
+- an acknowledged point with its checkpoint: *delta*.
+
+The order that keeps a crash harmless: parts are durable at the target; the pending record is durable here; the point
+is sealed there; the table is advanced and synced; the record says "acknowledged"; the pending record goes. After a
+crash `resolve` asks the target which of its points is last and finishes or drops what was pending.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Final, Protocol
+
+import blake3
+import structlog
+
+from secondsite import durable
+from secondsite.blocks import DigestTable
+from secondsite.capture.parts import Mode, Part, SpoolBudget, produce
+from secondsite.capture.pending import PendingRecord
+from secondsite.capture.port import Capture, Snapshot
+from secondsite.errors import OutOfSequenceError, StaleEpochError, TrackingLostError
+from secondsite.model.ids import Digest, DiskKey, Sequence, parse_digest
+from secondsite.model.manifest import Consistency, DiskPoint, FileRef, Manifest, PointKind, format_time
+from secondsite.model.units import BLOCK, MIB, PART_DATA_MAX
+from secondsite.node.records import Acked, ItemRecord, ItemStore
+from secondsite.ship.sender import Sender
+
+log = structlog.get_logger(__name__)
+
+INITIAL_BATCH: Final = 256 * MIB
+"""Data bytes between two advances of the table while the initial replication runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class CycleOutcome:
+    """What one cycle did. `changed` counts bytes in logs and zero extents, `shipped` bytes on the wire."""
+
+    kind: PointKind
+    sequence: Sequence
+    digest: Digest
+    time: datetime
+    changed: int
+    shipped: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class _DiskParts:
+    """What the parts of one disk add up to, in the order in which they were produced."""
+
+    size: int
+    logs: list[FileRef] = field(default_factory=list)
+    zeros: list[FileRef] = field(default_factory=list)
+    changed: int = 0
+
+
+class Ports(Protocol):
+    """What a cycle needs from the outside; the replicator wires it."""
+
+    items: ItemStore
+    clock: Callable[[], datetime]
+    monotonic: Callable[[], float]
+
+    def capture(self, record: ItemRecord) -> Capture: ...
+
+    def sender(self, record: ItemRecord) -> Sender: ...
+
+    def progress(self, done: int, total: int | None) -> None: ...
+
+    def cancelled(self) -> bool: ...
+
+
+class Cycle:
+    """Runs cycles of one item; remembers between them whether the target's state is certain."""
+
+    def __init__(self, ports: Ports, item: ItemRecord) -> None:
+        self._ports = ports
+        self._item = item.item
+        self._folder = ports.items.folder(item.item)
+        self._certain = False
+        self.kind = PointKind.DELTA
+
+    def run(self, consistency: Consistency = Consistency.CRASH) -> CycleOutcome:
+        """Run one cycle to an acknowledged point.
+
+        Raises:
+            StaleEpochError: another side took over; nothing may be replicated from here any more.
+            SecondSiteError: as the ports raise; the next `run` finds out what became of this one.
+        """
+        started = self._ports.monotonic()
+        record = self._ports.items.get(self._item)
+        sender = self._ports.sender(record)
+        if not self._certain:
+            self._resolve(record, sender)
+        self._certain = False
+        self._clean_spool()
+        record = self._ports.items.get(self._item)
+        outcome = self._cycle(record, sender, consistency, started)
+        self._certain = True
+        return outcome
+
+    # -- what became of the last one -------------------------------------------------------------------
+
+    def _resolve(self, record: ItemRecord, sender: Sender) -> None:
+        remote = sender.status()
+        if remote.epoch != record.epoch:
+            raise StaleEpochError(
+                f"{record.name} is at epoch {record.epoch} here and at {remote.epoch} at the target",
+                item=record.item,
+                epoch=record.epoch,
+                current=remote.epoch,
+            )
+        last = remote.last
+        try:
+            pending = PendingRecord.load(self._pending_path)
+        except TrackingLostError as error:
+            self._pending_damaged(record, sender, error)
+            return
+        if pending is not None and pending.sequence and last is not None and last.digest == pending.digest:
+            self._acknowledge(record, pending)
+            return
+        if pending is not None and not pending.sequence:
+            # Parts of an unsealed initial replication may or may not be in the base: ship those blocks again.
+            with self._tables(record) as tables:
+                pending.mark_unknown(tables)
+        if record.acked is None or (last is not None and last.digest == record.acked.digest):
+            if record.acked is None and last is not None:
+                self._relearn(record, sender, last.sequence, last.digest)
+            PendingRecord.discard(self._pending_path)
+            return
+        if last is None:
+            raise OutOfSequenceError(
+                f"the target has no point of {record.name}, although it acknowledged {record.acked.sequence}",
+                hint="its journal was lost or replaced: disable the item and protect its machine again",
+                item=record.item,
+            )
+        self._relearn(record, sender, last.sequence, last.digest)
+
+    def _pending_damaged(self, record: ItemRecord, sender: Sender, error: TrackingLostError) -> None:
+        log.warning("the pending record is damaged", item=record.item, error=error.to_dict())
+        last = sender.status().last
+        if last is not None:
+            self._relearn(record, sender, last.sequence, last.digest)
+            return
+        # No point was sealed yet: nobody knows what of the base was written. Ship everything again.
+        with self._tables(record) as tables:
+            for table in tables.values():
+                table.mark_unknown(0, -(-table.disk_size // BLOCK))
+                table.sync()
+        PendingRecord.discard(self._pending_path)
+
+    def _relearn(self, record: ItemRecord, sender: Sender, sequence: Sequence, digest: Digest) -> None:
+        """The target's last point is not one we know: fetch its digests and go on by compare."""
+        log.warning("the target's last point is unknown here", item=record.item, sequence=sequence)
+        self._ports.items.count(record.item, "relearned")
+        with self._tables(record) as tables:
+            for disk, table in tables.items():
+                first = 0
+                for cells in sender.digests(disk, table.disk_size):
+                    table.put(first, cells)
+                    first += len(cells)
+                table.sync()
+        acked = Acked(sequence, digest, format_time(self._ports.clock()), checkpoint="")
+        self._ports.items.change(record.item, acked=acked)
+        PendingRecord.discard(self._pending_path)
+
+    # -- one cycle -------------------------------------------------------------------------------------
+
+    def _cycle(
+        self, record: ItemRecord, sender: Sender, consistency: Consistency, started: float
+    ) -> CycleOutcome:
+        capture = self._ports.capture(record)
+        wire_before = sender.progress.wire_bytes
+        name = f"ss-{uuid.uuid4().hex[:12]}"
+        with ExitStack() as stack:
+            snapshot, record = self._snapshot(stack, capture, record, name)
+            self.kind = _kind(record)
+            tables = stack.enter_context(self._tables(record))
+            if self.kind is PointKind.INITIAL:
+                parts = self._ship_initial(record, sender, snapshot, tables)
+                pending: list[Part] = []
+            else:
+                pending, parts = self._ship_changes(record, sender, snapshot, tables, stack)
+            # Raises if the bytes turn out not to be one instant: before anything is sealed.
+            snapshot.close()
+            manifest = self._manifest(record, snapshot, parts, consistency)
+            data = manifest.to_bytes()
+            digest = parse_digest(blake3.blake3(data).hexdigest())
+            promise = PendingRecord.of(manifest.sequence, digest, snapshot.checkpoint, pending)
+            durable.write_atomic(self._folder / "manifest.pending", data)
+            promise.save(self._pending_path)
+            sender.seal(data)
+            self._acknowledge(record, promise, manifest=manifest, tables=tables)
+        capture.forget(keep={promise.checkpoint} - {""})
+        changed = sum(disk.changed for disk in parts.values())
+        self._ports.items.count(record.item, "bytes_changed", changed)
+        shipped = sender.progress.wire_bytes - wire_before
+        self._ports.items.count(record.item, "bytes_shipped", shipped)
+        self._ports.items.count(record.item, "cycles")
+        return CycleOutcome(
+            self.kind,
+            manifest.sequence,
+            digest,
+            manifest.time,
+            changed,
+            shipped,
+            self._ports.monotonic() - started,
+        )
+
+    def _snapshot(
+        self, stack: ExitStack, capture: Capture, record: ItemRecord, name: str
+    ) -> tuple[Snapshot, ItemRecord]:
+        since = (record.acked.checkpoint if record.acked else "") or None
+        try:
+            return stack.enter_context(capture.snapshot(since=since, new=name)), record
+        except TrackingLostError as error:
+            log.warning("tracking lost, comparing", item=record.item, reason=error.message)
+            self._ports.items.count(record.item, "tracking_lost")
+            assert record.acked is not None
+            acked = Acked(record.acked.sequence, record.acked.digest, record.acked.time, checkpoint="")
+            record = self._ports.items.change(record.item, acked=acked)
+            return stack.enter_context(capture.snapshot(since=None, new=name)), record
+
+    def _ship_initial(
+        self,
+        record: ItemRecord,
+        sender: Sender,
+        snapshot: Snapshot,
+        tables: Mapping[DiskKey, DigestTable],
+    ) -> dict[DiskKey, _DiskParts]:
+        result = {}
+        budget = SpoolBudget(INITIAL_BATCH)
+        for disk in record.disks:
+            state = result[disk] = _DiskParts(snapshot.disks[disk].size)
+            produced = self._produce(snapshot, disk, tables, Mode.COMPARE, budget)
+            for batch in _batches(produced, INITIAL_BATCH // 2):
+                sender.send(batch, on_sent=lambda part: self._sent(budget, part))
+                promise = PendingRecord.of(Sequence(0), Digest(""), "", batch)
+                promise.save(self._pending_path)
+                sender.apply_initial(disk, [part.digest for part in batch])
+                promise.apply(tables)
+                PendingRecord.discard(self._pending_path)
+                state.changed += sum(part.changed for part in batch)
+        return result
+
+    def _ship_changes(
+        self,
+        record: ItemRecord,
+        sender: Sender,
+        snapshot: Snapshot,
+        tables: Mapping[DiskKey, DigestTable],
+        stack: ExitStack,
+    ) -> tuple[list[Part], dict[DiskKey, _DiskParts]]:
+        mode = Mode.COMPARE if self.kind is PointKind.RESYNC else Mode.CHANGED
+        if mode is Mode.COMPARE:
+            self._ports.items.count(record.item, "resyncs")
+        budget = SpoolBudget(4 * PART_DATA_MAX)
+        kept: list[Part] = []
+        result = {disk: _DiskParts(snapshot.disks[disk].size) for disk in record.disks}
+
+        def parts() -> Iterator[Part]:
+            for disk in record.disks:
+                for part in self._produce(snapshot, disk, tables, mode, budget):
+                    state = result[disk]
+                    (state.logs if part.kind == "hrl" else state.zeros).append(
+                        FileRef(part.digest, part.length)
+                    )
+                    state.changed += part.changed
+                    kept.append(part)
+                    yield part
+            # All is read: let the guest's writes go without a copy while the rest is on the wire.
+            snapshot.close()
+
+        sender.send(parts(), on_sent=lambda part: self._sent(budget, part))
+        return kept, result
+
+    def _produce(
+        self,
+        snapshot: Snapshot,
+        disk: DiskKey,
+        tables: Mapping[DiskKey, DigestTable],
+        mode: Mode,
+        budget: SpoolBudget,
+    ) -> Iterator[Part]:
+        return produce(
+            snapshot.disks[disk],
+            disk,
+            tables[disk],
+            mode,
+            self._spool,
+            budget=budget,
+            time=snapshot.time,
+            progress=self._ports.progress,
+            cancelled=self._ports.cancelled,
+        )
+
+    def _manifest(
+        self,
+        record: ItemRecord,
+        snapshot: Snapshot,
+        parts: Mapping[DiskKey, _DiskParts],
+        consistency: Consistency,
+    ) -> Manifest:
+        return Manifest(
+            item=record.item,
+            name=record.name,
+            epoch=record.epoch,
+            sequence=Sequence(record.acked.sequence + 1 if record.acked else 1),
+            time=snapshot.time,
+            consistency=consistency,
+            kind=self.kind,
+            previous=record.acked.digest if record.acked else None,
+            disks={
+                disk: DiskPoint(
+                    size=state.size,
+                    logs=tuple(state.logs),
+                    zeros=state.zeros[0] if state.zeros else None,
+                    changed=state.changed,
+                )
+                for disk, state in parts.items()
+            },
+            vm=snapshot.definition,
+        )
+
+    def _acknowledge(
+        self,
+        record: ItemRecord,
+        promise: PendingRecord,
+        *,
+        manifest: Manifest | None = None,
+        tables: Mapping[DiskKey, DigestTable] | None = None,
+    ) -> None:
+        """The target holds the point: advance the tables, then say so. Every step may be repeated."""
+        if tables is None:
+            with self._tables(record) as opened:
+                promise.apply(opened)
+        else:
+            promise.apply(tables)
+        if manifest is None:
+            manifest = Manifest.from_bytes((self._folder / "manifest.pending").read_bytes())
+        durable.write_atomic(self._folder / "manifest.json", manifest.to_bytes())
+        acked = Acked(promise.sequence, promise.digest, format_time(manifest.time), promise.checkpoint)
+        self._ports.items.change(record.item, acked=acked)
+        PendingRecord.discard(self._pending_path)
+
+    # -- files -----------------------------------------------------------------------------------------
+
+    @property
+    def _pending_path(self) -> Path:
+        return self._folder / "pending"
+
+    @property
+    def _spool(self) -> Path:
+        return self._folder / "spool"
+
+    def _tables(self, record: ItemRecord) -> OpenTables:
+        return OpenTables(self._folder / "digests", record)
+
+    def _sent(self, budget: SpoolBudget, part: Part) -> None:
+        part.path.unlink(missing_ok=True)
+        budget.release(part.length)
+
+    def _clean_spool(self) -> None:
+        self._spool.mkdir(exist_ok=True)
+        for path in self._spool.iterdir():
+            path.unlink(missing_ok=True)
+
+
+class OpenTables:
+    """The writable digest tables of an item's disks, for the length of a `with`."""
+
+    def __init__(self, folder: Path, record: ItemRecord) -> None:
+        self._folder = folder
+        self._record = record
+        self._stack = ExitStack()
+
+    def __enter__(self) -> dict[DiskKey, DigestTable]:
+        with ExitStack() as stack:
+            tables = {
+                disk: stack.enter_context(
+                    DigestTable.open(self._folder / f"{disk}.tbl", self._record.key, writable=True)
+                )
+                for disk in self._record.disks
+            }
+            self._stack = stack.pop_all()
+        return tables
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+
+def _kind(record: ItemRecord) -> PointKind:
+    if record.acked is None:
+        return PointKind.INITIAL
+    return PointKind.DELTA if record.acked.checkpoint else PointKind.RESYNC
+
+
+def _batches(parts: Iterable[Part], limit: int) -> Iterator[list[Part]]:
+    batch: list[Part] = []
+    for part in parts:
+        batch.append(part)
+        if sum(p.length for p in batch) >= limit:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+

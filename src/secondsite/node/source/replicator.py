@@ -1,0 +1,311 @@
+"""The replicator: one thread per item that runs a cycle every copy-frequency seconds, whatever the service does.
+
+A cycle that fails is repeated with back-off; a cycle that overruns its interval is followed at once by the next, and
+counted. Nothing here stops the guest, and nothing here forgets: what a failed cycle knew is found out again by the next.
+A stale epoch ends the thread: another side has the item.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import structlog
+
+from secondsite.capture.port import Capture
+from secondsite.errors import ConflictError, SecondSiteError, StaleEpochError
+from secondsite.model.ids import ItemId
+from secondsite.model.manifest import Consistency, PointKind
+from secondsite.node.executor import Progress
+from secondsite.node.records import ItemRecord, ItemStore, Role
+from secondsite.node.source.cycle import Cycle, CycleOutcome
+from secondsite.ship.backoff import CycleBackoff
+from secondsite.ship.sender import Sender
+
+RETRY_STEPS_S: Final = (1, 2, 5, 10, 30, 60, 120, 240, 480, 600, 1800)
+"""Quick at first, for a peer that restarts; then the field's minutes (1, 2, 4, 8, 10, then every 30)."""
+HISTORY: Final = 720
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """What the composition root gives a replicator."""
+
+    capture: Callable[[ItemRecord], Capture]
+    sender: Callable[[ItemRecord], Sender]
+    adopt_checkpoint: Callable[[ItemRecord, str], None]
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    monotonic: Callable[[], float] = time.monotonic
+
+
+class Replicator:
+    """Replicates one item. `start` and `stop` may be called again and again; `run_once` only while it is stopped."""
+
+    def __init__(self, items: ItemStore, item: ItemId, adapters: Adapters) -> None:
+        self.items = items
+        self.item = item
+        self.clock = adapters.clock
+        self.monotonic = adapters.monotonic
+        self._adapters = adapters
+        self._cycle = Cycle(self, items.get(item))
+        self._sender: Sender | None = None
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._running = False
+        self._done = 0
+        self._total: int | None = None
+        self._retry_at: float | None = None
+        self.error: SecondSiteError | None = None
+        self.outcomes: deque[CycleOutcome] = deque(maxlen=HISTORY)
+
+    # -- ports of the cycle ------------------------------------------------------------------------------
+
+    def capture(self, record: ItemRecord) -> Capture:
+        """Return the capture that fits the machine's power state now."""
+        return self._adapters.capture(record)
+
+    def sender(self, record: ItemRecord) -> Sender:
+        """Return the kept sender; a failed cycle drops it."""
+        if self._sender is None:
+            self._sender = self._adapters.sender(record)
+        return self._sender
+
+    def progress(self, done: int, total: int | None) -> None:
+        """Remember how far the running cycle is."""
+        self._done, self._total = done, total
+
+    def cancelled(self) -> bool:
+        """Whether the running cycle should give up."""
+        return self._stop.is_set()
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin; nothing happens if it runs."""
+        if self.alive:
+            return
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name=f"replicate-{self.item[:8]}", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Do not wait for the interval or the back-off: run the next cycle now."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Stop; a running cycle is given up and found out about by the next."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._drop_sender()
+
+    def run_once(self, consistency: Consistency, report: Progress) -> CycleOutcome:
+        """Run one cycle in the caller's thread, with quick retries, and return its outcome."""
+        if self.alive:
+            raise ConflictError("the replicator runs", hint="stop it first")
+        self._stop.clear()
+        for attempt in range(4):
+            try:
+                return self._once(consistency)
+            except SecondSiteError as error:
+                if attempt == 3 or error.retry == "never":
+                    raise
+                report(None, f"trying again: {error.message}")
+                time.sleep(1 << attempt)
+        raise AssertionError
+
+    def status(self) -> dict[str, Any]:
+        """Return what a report says of the replicator."""
+        kind = self._cycle.kind
+        if self.error is not None:
+            phase = "stopped" if not self.alive else "waiting"
+        elif not self.alive:
+            phase = "stopped"
+        elif kind is PointKind.INITIAL or kind is PointKind.RESYNC:
+            phase = kind.value
+        else:
+            phase = "delta" if self._running else "idle"
+        sender = self._sender
+        progress = None
+        if self._running and sender is not None:
+            progress = {
+                "bytes": self._done,
+                "total_bytes": self._total,
+                "rate": sender.progress.rate,
+                "eta_s": self._eta(sender),
+            }
+        last = self.outcomes[-1] if self.outcomes else None
+        return {
+            "phase": phase,
+            "progress": progress,
+            "error": None if self.error is None else self.error.to_dict(),
+            "retry_in_s": None
+            if self._retry_at is None
+            else max(0.0, round(self._retry_at - self.monotonic(), 1)),
+            "last_cycle": None
+            if last is None
+            else {
+                "kind": last.kind.value,
+                "sequence": last.sequence,
+                "seconds": round(last.seconds, 3),
+                "bytes_changed": last.changed,
+                "bytes_shipped": last.shipped,
+            },
+        }
+
+    # -- the loop ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        backoff = CycleBackoff(steps_s=RETRY_STEPS_S)
+        due = self.monotonic()
+        while not self._stop.is_set():
+            interval = self.items.get(self.item).policy.copy_frequency_s
+            try:
+                self._once(Consistency.CRASH)
+                backoff.reset()
+                due += interval
+                if due < self.monotonic():
+                    self.items.count(self.item, "missed_cycles")
+                    due = self.monotonic()
+                self._pause(due)
+            except StaleEpochError as error:
+                self.error = error
+                log.warning("superseded, replication ends", item=self.item, error=error.to_dict())
+                return
+            except SecondSiteError as error:
+                if self._stop.is_set():
+                    return
+                if error.code == StaleEpochError.code:
+                    self.error = error
+                    return
+                self._failed(error, backoff)
+                due = self.monotonic()
+            except Exception as error:
+                log.exception("a cycle broke", item=self.item)
+                self._failed(
+                    SecondSiteError(
+                        f"a cycle broke: {type(error).__name__}: {error}", hint="see the node's log"
+                    ),
+                    backoff,
+                )
+                due = self.monotonic()
+
+    def _once(self, consistency: Consistency) -> CycleOutcome:
+        self._running = True
+        try:
+            outcome = self._cycle.run(consistency)
+        except BaseException:
+            self._drop_sender()
+            raise
+        finally:
+            self._running = False
+            self._done, self._total = 0, None
+        self.error = None
+        self.outcomes.append(outcome)
+        return outcome
+
+    def _failed(self, error: SecondSiteError, backoff: CycleBackoff) -> None:
+        self.error = error
+        self.items.count(self.item, "failed_cycles")
+        wait_s = backoff.next()
+        log.warning("a cycle failed", item=self.item, retry_in_s=wait_s, error=error.to_dict())
+        self._retry_at = self.monotonic() + wait_s
+        self._pause(self._retry_at)
+        self._retry_at = None
+
+    def _pause(self, until: float) -> None:
+        if self._stop.is_set():
+            return
+        self._wake.wait(max(0.0, until - self.monotonic()))
+        self._wake.clear()
+
+    def _drop_sender(self) -> None:
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
+
+    def _eta(self, sender: Sender) -> float | None:
+        rate = sender.progress.rate
+        if not rate or self._total is None:
+            return None
+        return round(max(0, self._total - self._done) / rate, 1)
+
+
+class Replicators:
+    """All replicators of a node, by item. Thread-safe through the item's lock that commands hold."""
+
+    def __init__(self, items: ItemStore, adapters: Adapters) -> None:
+        self._items = items
+        self._adapters = adapters
+        self._lock = threading.Lock()
+        self._by_item: dict[ItemId, Replicator] = {}
+
+    def start(self, item: ItemId) -> None:
+        """Replicate the item; nothing happens if it is replicated already."""
+        with self._lock:
+            replicator = self._by_item.get(item)
+            if replicator is None or not replicator.alive:
+                replicator = self._by_item[item] = Replicator(self._items, item, self._adapters)
+            replicator.start()
+
+    def start_all(self) -> None:
+        """Go on with every item whose source this node is: after a restart, with or without the service."""
+        for record in self._items.all():
+            if record.role is Role.SOURCE:
+                self.start(record.item)
+
+    def stop(self, item: ItemId) -> None:
+        """Stop replicating the item. Idempotent."""
+        with self._lock:
+            replicator = self._by_item.get(item)
+        if replicator is not None:
+            replicator.stop()
+
+    def wake(self, item: ItemId) -> None:
+        """Run the item's next cycle now."""
+        with self._lock:
+            replicator = self._by_item.get(item)
+        if replicator is not None:
+            replicator.wake()
+
+    def find(self, item: ItemId) -> Replicator | None:
+        """Return the item's replicator, if it has one."""
+        with self._lock:
+            return self._by_item.get(item)
+
+    def run_once(self, item: ItemId, consistency: Consistency, report: Progress) -> CycleOutcome:
+        """Run one cycle in the caller's thread; the item's replicator must be stopped."""
+        replicator = self.find(item)
+        if replicator is None:
+            with self._lock:
+                replicator = self._by_item[item] = Replicator(self._items, item, self._adapters)
+        return replicator.run_once(consistency, report)
+
+    def adopt_checkpoint(self, record: ItemRecord, checkpoint: str) -> None:
+        """Make the hypervisor know the bitmap that the replica's disks carry."""
+        self._adapters.adopt_checkpoint(record, checkpoint)
+
+    def forget_checkpoints(self, record: ItemRecord) -> None:
+        """Remove our checkpoints from the machine."""
+        self._adapters.capture(record).forget(keep=set())
+
+    def close(self) -> None:
+        """Stop them all."""
+        with self._lock:
+            replicators = list(self._by_item.values())
+        for replicator in replicators:
+            replicator.stop()

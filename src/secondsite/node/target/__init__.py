@@ -1,0 +1,1 @@
+"""The target's role: journals, the listener's receiver, views, replicas and their upkeep."""

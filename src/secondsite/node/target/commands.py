@@ -1,0 +1,254 @@
+"""The service's commands to the target's side. Each may be repeated at any time; each ends in an observed fact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secondsite import durable
+from secondsite.errors import ConflictError, InvalidInputError, NotFoundError
+from secondsite.fabric.port import Fabric
+from secondsite.journal import Journal
+from secondsite.journal.base import OpenBase
+from secondsite.model.ids import Digest, DiskKey, Epoch, NodeId, Sequence, parse_digest, parse_disk_key
+from secondsite.model.manifest import format_time
+from secondsite.model.policy import Policy
+from secondsite.nbd.image import stop_shared
+from secondsite.node.config import Folders
+from secondsite.node.executor import Command, Handler, Progress
+from secondsite.node.images import release_images
+from secondsite.node.records import ItemRecord, ItemStore, Peer, Replica, Role, require_role
+from secondsite.node.target.journals import Journals
+from secondsite.node.target.replicas import Replicas, Settler
+
+
+@dataclass(frozen=True, slots=True)
+class TargetCommands:
+    """Handlers by kind; see docs/design/architecture.md for arguments and results."""
+
+    items: ItemStore
+    journals: Journals
+    replicas: Replicas
+    settler: Settler
+    fabric: Fabric
+    folders: Folders
+    open_base: OpenBase
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return the handlers by command kind."""
+        return {
+            "target.create": self.create,
+            "target.adopt": self.adopt,
+            "target.policy": self.policy,
+            "target.test_start": self.test_start,
+            "target.test_cleanup": self.test_cleanup,
+            "target.failover": self.failover,
+            "target.abandon": self.abandon,
+            "target.commit": self.commit,
+            "target.remove": self.remove,
+            "standby.remove": self.remove_standby,
+        }
+
+    def create(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+        """Make a fresh journal: all zeros, no point."""
+        item, args = _item(command), command.args
+        disks = {parse_disk_key(key): int(size) for key, size in args["disks"].items()}
+        record = self.items.find(item)
+        if record is not None:
+            require_role(record, Role.TARGET)
+        record = ItemRecord(
+            item=item,
+            name=str(args["name"]),
+            epoch=command.epoch,
+            role=Role.TARGET,
+            digest_key=_key(args),
+            policy=Policy(**args["policy"]),
+            disks=tuple(disks),
+            peer=Peer(NodeId(args["source_node"])),
+        )
+        if not self.journals.exists(item):
+            Journal.create(
+                self.folders.journal(item),
+                item=item,
+                name=record.name,
+                epoch=command.epoch,
+                key=record.key,
+                disks=disks,
+            ).close()
+        self.items.put(record)
+        return {}
+
+    def adopt(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+        """Become the target again: the old machine's disks, which hold the last point, are the journal's base."""
+        item, args = _item(command), command.args
+        record = self.items.get(item)
+        require_role(record, Role.STANDBY, Role.TARGET)
+        if record.role is Role.STANDBY:
+            if not record.images:
+                images = {
+                    disk.key: str(disk.path)
+                    for disk in self.fabric.find(record.vm).disks
+                    if disk.key in record.disks and disk.path is not None
+                }
+                record = self.items.change(item, images=images)
+            if set(record.images) != set(record.disks):
+                raise ConflictError(
+                    f"the disks of {record.name} are not what they were: {sorted(record.images)}",
+                    hint="disable the item and protect the machine again",
+                    item=item,
+                )
+            if _known(self.fabric, record.vm):
+                definition = self.fabric.definition(record.vm)
+                durable.write_atomic(self.items.folder(item) / "machine.xml", definition.text.encode())
+                # Nobody may start the machine on disks that are about to follow the other side.
+                self.fabric.undefine(record.vm, keep_disks=True)
+            release_images(_paths(record).values(), self.folders.run)
+            folder = self.items.folder(item)
+            if not self.journals.exists(item):
+                Journal.adopt(
+                    self.folders.journal(item),
+                    manifest=(folder / "manifest.json").read_bytes(),
+                    epoch=record.epoch,
+                    key=record.key,
+                    images=_paths(record),
+                    tables={disk: folder / "digests" / f"{disk}.tbl" for disk in record.disks},
+                    open_base=self.open_base,
+                ).close()
+            self.items.change(
+                item,
+                role=Role.TARGET,
+                vm="",
+                acked=None,
+                failover=None,
+                peer=Peer(NodeId(args["source_node"])),
+                policy=Policy(**args["policy"]),
+            )
+        return {}
+
+    def policy(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+        """Take a changed policy; retention follows it at its next round."""
+        self.items.change(_item(command), policy=Policy(**command.args["policy"]))
+        return {}
+
+    def test_start(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+        """Start the test's machine."""
+        args = command.args
+        test = self.replicas.start_test(
+            _item(command), _sequence(args), str(args["name"]), dict(args.get("networks") or {})
+        )
+        return self._describe(command, test)
+
+    def test_cleanup(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+        """Remove the test."""
+        self.replicas.remove_test(_item(command))
+        return {}
+
+    def failover(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+        """Take the item over."""
+        item, args = _item(command), command.args
+        digest: Digest | None = parse_digest(args["digest"]) if args.get("digest") else None
+        failover = self.replicas.fail_over(
+            item,
+            _sequence(args),
+            digest,
+            Epoch(int(args["new_epoch"])),
+            str(args["name"]),
+            dict(args.get("networks") or {}),
+        )
+        self.settler.start(item)
+        return self._describe(command, failover)
+
+    def abandon(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+        """Undo a failover that did not come to its end."""
+        self.replicas.abandon(_item(command), Epoch(int(command.args["epoch"])))
+        return {}
+
+    def commit(self, command: Command, progress: Progress) -> Mapping[str, Any]:
+        """Give up all points; the machine goes on alone."""
+        item = _item(command)
+        record = self.items.get(item)
+        require_role(record, Role.ACTIVE)
+        self.settler.wait(
+            item, lambda done, total: progress(None, "copying", bytes_done=done, bytes_total=total)
+        )
+        self._delete_journal(record, remove_images=True)
+        self.items.change(item, images={})
+        return {}
+
+    def remove(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+        """Forget the item on the target's side; with `delete_replica`, old disks that served as base go, too."""
+        item = _item(command)
+        record = self.items.find(item)
+        if record is None:
+            return {}
+        require_role(record, Role.TARGET, Role.ACTIVE)
+        if record.test is not None:
+            self.replicas.remove_test(item)
+        if record.role is Role.ACTIVE:
+            # The machine runs here and stays; it must not need the journal any more.
+            self.settler.wait(item, lambda _done, _total: None)
+        delete_images = record.role is Role.ACTIVE or bool(command.args.get("delete_replica"))
+        self._delete_journal(record, remove_images=delete_images)
+        self.items.remove(item)
+        return {}
+
+    def remove_standby(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+        """Forget the item where its machine used to run; the machine is kept, off, unless `delete_replica`."""
+        item = _item(command)
+        record = self.items.find(item)
+        if record is None:
+            return {}
+        require_role(record, Role.STANDBY, Role.PREPARED)
+        if _known(self.fabric, record.vm):
+            self.fabric.unlock_power(record.vm)
+            if command.args.get("delete_replica"):
+                self.fabric.undefine(record.vm, keep_disks=False)
+        self.items.remove(item)
+        return {}
+
+    def _delete_journal(self, record: ItemRecord, *, remove_images: bool) -> None:
+        self.journals.delete(record.item, remove_images=remove_images)
+        for path in _paths(record).values():
+            stop_shared(path, self.folders.run)
+
+    def _describe(self, command: Command, replica: Replica) -> dict[str, Any]:
+        manifest = self.journals.get(_item(command)).manifest(replica.sequence)
+        return {
+            "vm": replica.vm,
+            "name": replica.name,
+            "sequence": replica.sequence,
+            "time": format_time(manifest.time),
+            "digest": replica.digest,
+        }
+
+
+def _item(command: Command) -> Any:
+    if command.item is None:
+        raise InvalidInputError(f"{command.kind} names no item")
+    return command.item
+
+
+def _key(args: Mapping[str, Any]) -> str:
+    key = args.get("digest_key")
+    if not isinstance(key, str) or len(bytes.fromhex(key)) != 32:
+        raise InvalidInputError("digest_key is not 32 bytes in hex")
+    return key
+
+
+def _sequence(args: Mapping[str, Any]) -> Sequence | None:
+    sequence = args.get("sequence")
+    return None if sequence is None else Sequence(int(sequence))
+
+
+def _paths(record: ItemRecord) -> dict[DiskKey, Path]:
+    return {disk: Path(path) for disk, path in record.images.items()}
+
+
+def _known(fabric: Fabric, vm: str) -> bool:
+    try:
+        fabric.power(vm)
+    except NotFoundError:
+        return False
+    return True

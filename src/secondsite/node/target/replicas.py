@@ -1,0 +1,307 @@
+"""Machines made from points: a test failover's, and a failed-over one.
+
+A replica is a machine whose disks are qcow2 overlays on a view of the journal, so it starts in seconds whatever its
+size. Each step may be repeated; the record says how far it came. A failed-over replica carries a dirty bitmap from
+before its first boot, so that the way back ships only what changed.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from secondsite import durable
+from secondsite.errors import ConflictError, OperationRefusedError, OutOfSequenceError, SecondSiteError
+from secondsite.fabric.port import DiskSource, Fabric, Labels, NbdBacking, ReplicaRole, ReplicaSpec
+from secondsite.journal import Journal
+from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId, Sequence
+from secondsite.model.manifest import Manifest
+from secondsite.node.config import Folders
+from secondsite.node.records import ItemRecord, ItemStore, Replica, Role, require_role
+from secondsite.node.target.journals import Journals
+from secondsite.node.target.views import Views
+
+log = structlog.get_logger(__name__)
+
+TEST_PIN = "test"
+FAILOVER_PIN = "failover"
+
+
+class Replicas:
+    """Starts, tends and removes the machines that this node made from points."""
+
+    def __init__(
+        self, items: ItemStore, journals: Journals, views: Views, fabric: Fabric, folders: Folders
+    ) -> None:
+        self._items = items
+        self._journals = journals
+        self._views = views
+        self._fabric = fabric
+        self._folders = folders
+
+    # -- test failover -----------------------------------------------------------------------------------
+
+    def start_test(
+        self, item: ItemId, sequence: Sequence | None, name: str, networks: Mapping[str, str | None]
+    ) -> Replica:
+        """Start a machine of its own from a point, beside everything else; None is the latest point."""
+        record = self._items.get(item)
+        require_role(record, Role.TARGET)
+        if record.test is not None:
+            if record.test.started:
+                return record.test
+            sequence = record.test.sequence  # a start that a crash cut: the same point again
+            self.remove_test(item)
+        journal = self._journals.get(item)
+        manifest = _manifest(journal, sequence)
+        journal.pin(manifest.sequence, TEST_PIN)
+        digest = journal.digest(manifest.sequence)
+        test = Replica("", name, manifest.sequence, digest, socket=self._views.new_name())
+        self._items.change(item, test=test)
+        try:
+            vm = self._boot(record, manifest, test, ReplicaRole.TEST, record.epoch, networks)
+        except BaseException:
+            self.remove_test(item)
+            raise
+        test = replace(test, vm=vm, started=True)
+        self._items.change(item, test=test)
+        return test
+
+    def remove_test(self, item: ItemId) -> None:
+        """Remove the test's machine, its disks, its view and its pin. Idempotent."""
+        record = self._items.get(item)
+        self._remove_machines(record, ReplicaRole.TEST)
+        if record.test is not None:
+            self._views.end(record.test.socket)
+        self._remove_overlays(record, ReplicaRole.TEST)
+        if self._journals.exists(item):
+            self._journals.get(item).unpin(TEST_PIN)
+        self._items.change(item, test=None)
+
+    # -- failover ----------------------------------------------------------------------------------------
+
+    def fail_over(
+        self,
+        item: ItemId,
+        sequence: Sequence | None,
+        digest: Digest | None,
+        new_epoch: Epoch,
+        name: str,
+        networks: Mapping[str, str | None],
+    ) -> Replica:
+        """Take the item over: raise the epoch, then start its machine here from the point."""
+        record = self._items.get(item)
+        require_role(record, Role.TARGET, Role.ACTIVE)
+        if record.test is not None:
+            raise OperationRefusedError(
+                f"a test failover of {record.name} exists", hint="clean it up first: cleanup-test", item=item
+            )
+        if record.failover is not None and record.failover.started and record.epoch == new_epoch:
+            return record.failover
+        journal = self._journals.get(item)
+        manifest = _manifest(journal, record.failover.sequence if record.failover else sequence)
+        found = journal.digest(manifest.sequence)
+        if digest is not None and found != digest:
+            raise OutOfSequenceError(
+                f"point {manifest.sequence} of {record.name} is not the one that the source sealed",
+                item=item,
+                expected=digest,
+                found=found,
+            )
+        journal.pin(manifest.sequence, FAILOVER_PIN)
+        journal.raise_epoch(new_epoch)
+        failover = record.failover or Replica(
+            "",
+            name,
+            manifest.sequence,
+            found,
+            socket=self._views.new_name(),
+            checkpoint=f"ss-{uuid.uuid4().hex[:12]}",
+        )
+        # The role is durable before anything boots: from here on this side is the writable one.
+        record = self._items.change(item, role=Role.ACTIVE, epoch=new_epoch, failover=failover)
+        vm = self._boot(record, manifest, failover, ReplicaRole.REPLICA, new_epoch, networks)
+        failover = replace(failover, vm=vm, started=True)
+        self._items.change(item, failover=failover, vm=vm)
+        return failover
+
+    def abandon(self, item: ItemId, epoch: Epoch) -> None:
+        """Undo a failover that did not come to its end: remove the machine, be a target again under `epoch`."""
+        record = self._items.get(item)
+        require_role(record, Role.TARGET, Role.ACTIVE)
+        if record.failover is not None:
+            self._remove_machines(record, ReplicaRole.REPLICA)
+            self._views.end(record.failover.socket)
+            self._remove_overlays(record, ReplicaRole.REPLICA)
+        journal = self._journals.get(item)
+        journal.raise_epoch(epoch)
+        journal.unpin(FAILOVER_PIN)
+        self._items.change(item, role=Role.TARGET, epoch=epoch, failover=None, vm="")
+
+    def settle(
+        self, item: ItemId, progress: Callable[[int, int], None], cancelled: Callable[[], bool]
+    ) -> None:
+        """Make a failed-over machine independent of the journal while it runs, and keep what reverse needs.
+
+        Afterwards the machine's disks stand alone, and the digest tables and the manifest of the point that it
+        started from lie in the item's folder. Idempotent; goes on where it stopped.
+        """
+        record = self._items.get(item)
+        failover = record.failover
+        if failover is None or not failover.started or failover.standalone:
+            return
+        journal = self._journals.get(item)
+        folder = self._items.folder(item)
+        (folder / "digests").mkdir(exist_ok=True)
+        with journal.view(failover.sequence, purpose="digests") as view:
+            for disk in view.disks:
+                path = folder / "digests" / f"{disk}.tbl"
+                path.unlink(missing_ok=True)
+                journal.digests_at(view, disk, path)
+            durable.write_atomic(folder / "manifest.json", view.manifest.to_bytes())
+        self._fabric.make_standalone(failover.vm, progress=progress, cancelled=cancelled)
+        self._items.change(item, failover=replace(failover, standalone=True))
+        self._views.end(failover.socket)
+        journal.unpin(FAILOVER_PIN)
+
+    # -- both --------------------------------------------------------------------------------------------
+
+    def tend(self, item: ItemId) -> None:
+        """Have the views of running replicas served again if they died, and resume who paused for it."""
+        record = self._items.find(item)
+        if record is None:
+            return
+        for replica in (record.test, record.failover):
+            if replica is None or not replica.started or replica.standalone:
+                continue
+            if not self._views.alive(replica.socket):
+                log.warning("a view died, starting it again", item=item, sequence=replica.sequence)
+                self._items.count(item, "views_restarted")
+                self._views.ensure(replica.socket, self._folders.journal(item), replica.sequence)
+            self._fabric.resume_if_io_error(replica.vm)
+
+    def _boot(
+        self,
+        record: ItemRecord,
+        manifest: Manifest,
+        replica: Replica,
+        role: ReplicaRole,
+        epoch: Epoch,
+        networks: Mapping[str, str | None],
+    ) -> str:
+        item = record.item
+        socket = self._views.ensure(replica.socket, self._folders.journal(item), manifest.sequence)
+        disks: dict[DiskKey, DiskSource] = {}
+        self._folders.replicas(item).mkdir(parents=True, exist_ok=True)
+        for disk, point in manifest.disks.items():
+            path = self._overlay(record, role, epoch, disk)
+            backing = NbdBacking(socket, disk)
+            self._fabric.create_overlay(
+                path, size=point.size, backing=backing, bitmap=replica.checkpoint or f"ss-{role.value}"
+            )
+            disks[disk] = DiskSource(path, backing)
+        spec = ReplicaSpec(
+            name=replica.name,
+            definition=manifest.vm,
+            disks=disks,
+            networks=networks,
+            labels=Labels(item, epoch, role),
+            new_identity=role is ReplicaRole.TEST,
+        )
+        vm = self._fabric.define_replica(spec)
+        self._fabric.start(vm.uuid)
+        return vm.uuid
+
+    def _overlay(self, record: ItemRecord, role: ReplicaRole, epoch: Epoch, disk: DiskKey) -> Path:
+        return self._folders.replicas(record.item) / f"{role.value}-e{epoch}-{disk}.qcow2"
+
+    def _remove_machines(self, record: ItemRecord, role: ReplicaRole) -> None:
+        for vm in self._fabric.list_ours():
+            labels = vm.labels
+            if labels is not None and labels.item == record.item and labels.role is role:
+                self._fabric.power_off(vm.uuid)
+                self._fabric.undefine(vm.uuid, keep_disks=True)
+
+    def _remove_overlays(self, record: ItemRecord, role: ReplicaRole) -> None:
+        folder = self._folders.replicas(record.item)
+        # Only this epoch's: an older epoch's images may be the base of the journal now.
+        epoch = "*" if role is ReplicaRole.TEST else str(record.epoch)
+        self._fabric.delete_disks(sorted(folder.glob(f"{role.value}-e{epoch}-*.qcow2")))
+        if folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+class Settler:
+    """Runs `Replicas.settle` in a thread per failed-over item, and again after failures, until it is done."""
+
+    def __init__(self, items: ItemStore, replicas: Replicas) -> None:
+        self._items = items
+        self._replicas = replicas
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads: dict[ItemId, threading.Thread] = {}
+        self._progress: dict[ItemId, tuple[int, int]] = {}
+        self._errors: dict[ItemId, SecondSiteError] = {}
+
+    def start(self, item: ItemId) -> None:
+        """Begin or go on; nothing happens if it runs or is done."""
+        with self._lock:
+            thread = self._threads.get(item)
+            if self._stop.is_set() or (thread is not None and thread.is_alive()):
+                return
+            thread = threading.Thread(target=self._run, args=(item,), name=f"settle-{item[:8]}", daemon=True)
+            self._threads[item] = thread
+            thread.start()
+
+    def wait(self, item: ItemId, report: Callable[[int, int], None], poll_s: float = 0.2) -> None:
+        """Wait until the item's machine stands alone; raise what stopped it."""
+        while True:
+            record = self._items.get(item)
+            if record.failover is None or record.failover.standalone:
+                return
+            self.start(item)
+            with self._lock:
+                thread = self._threads.get(item)
+            if thread is None:
+                raise ConflictError("the node is stopping", hint="try again when it runs")
+            thread.join(poll_s)
+            report(*self._progress.get(item, (0, 0)))
+            if not thread.is_alive() and item in self._errors:
+                raise self._errors.pop(item)
+
+    def close(self) -> None:
+        """Stop; what was pulled stays pulled."""
+        self._stop.set()
+        for thread in list(self._threads.values()):
+            thread.join(30)
+
+    def _run(self, item: ItemId) -> None:
+        self._errors.pop(item, None)
+        try:
+            self._replicas.settle(
+                item, lambda done, total: self._progress.update({item: (done, total)}), self._stop.is_set
+            )
+        except SecondSiteError as error:
+            log.warning("settling failed", item=item, error=error.to_dict())
+            self._errors[item] = error
+        except Exception as error:
+            log.exception("settling broke", item=item)
+            self._errors[item] = SecondSiteError(f"settling broke: {error}")
+
+
+def _manifest(journal: Journal, sequence: Sequence | None) -> Manifest:
+    if sequence is None:
+        last = journal.status().last
+        if last is None:
+            raise OperationRefusedError(
+                f"{journal.name} has no recovery point yet",
+                hint="wait for the initial replication",
+                item=journal.item,
+            )
+        sequence = last.sequence
+    return journal.manifest(sequence)

@@ -1,0 +1,95 @@
+"""What a target does by itself: retention, garbage, views that died, machines that paused for them, unfinished pulls."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from secondsite.errors import SecondSiteError
+from secondsite.model.ids import ItemId
+from secondsite.node.records import ItemRecord, ItemStore, Role
+from secondsite.node.target.journals import Journals
+from secondsite.node.target.replicas import Replicas, Settler
+
+TEND_S: Final = 1.0
+MAINTAIN_S: Final = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+class Upkeep:
+    """Two threads: one looks after running replicas every second, one after journals every half minute."""
+
+    def __init__(
+        self,
+        items: ItemStore,
+        journals: Journals,
+        replicas: Replicas,
+        settler: Settler,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._items = items
+        self._journals = journals
+        self._replicas = replicas
+        self._settler = settler
+        self._clock = clock
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._complained: dict[tuple[ItemId, str], float] = {}
+
+    def start(self) -> None:
+        """Begin."""
+        for name, act, every_s in (("tend", self.tend, TEND_S), ("maintain", self.maintain, MAINTAIN_S)):
+            thread = threading.Thread(target=self._loop, args=(name, act, every_s), name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def close(self) -> None:
+        """Stop; a fold that runs is finished first."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def tend(self, record: ItemRecord) -> None:
+        """Look after the item's running replicas."""
+        if record.test is not None or record.failover is not None:
+            self._replicas.tend(record.item)
+        if record.role is Role.ACTIVE and record.failover is not None and record.failover.started:
+            self._settler.start(record.item)
+
+    def maintain(self, record: ItemRecord) -> None:
+        """Apply the item's retention."""
+        if record.role is Role.TARGET and self._journals.exists(record.item):
+            self._journals.get(record.item).maintain(record.policy, self._clock())
+
+    def _loop(self, name: str, act: Callable[[ItemRecord], None], every_s: float) -> None:
+        while not self._stop.wait(every_s):
+            for record in self._items.all():
+                if self._stop.is_set():
+                    return
+                # A command that changes the item goes first; there is always a next round.
+                lock = self._items.lock(record.item)
+                if not lock.acquire(blocking=False):
+                    continue
+                try:
+                    current = self._items.find(record.item)
+                    if current is not None:
+                        act(current)
+                except SecondSiteError as error:
+                    self._complain(name, record, error)
+                except Exception:
+                    log.exception("upkeep broke", what=name, item=record.item)
+                finally:
+                    lock.release()
+
+    def _complain(self, name: str, record: ItemRecord, error: SecondSiteError) -> None:
+        """Log once a minute per item and kind: the cause usually stays for a while."""
+        now = time.monotonic()
+        if now - self._complained.get((record.item, name), -60.0) >= 60.0:
+            self._complained[record.item, name] = now
+            log.warning("upkeep failed", what=name, item=record.item, error=error.to_dict())

@@ -1,0 +1,115 @@
+"""The processes that serve views: one per machine that still reads from the journal.
+
+A view outlives this daemon, so a restart of the node does not disturb a running machine: it is found again by its
+pid file. One that died is started again on the same socket, and the machine that paused for it is resumed.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from secondsite import processes
+from secondsite.errors import UnavailableError
+from secondsite.model.ids import Sequence
+
+READY_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ViewPlace:
+    """Where a view's process leaves its traces; the name is the socket's, unguessable."""
+
+    run: Path
+    name: str
+
+    @property
+    def socket(self) -> Path:
+        return self.run / f"{self.name}.sock"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.run / f"{self.name}.pid"
+
+    @property
+    def log_file(self) -> Path:
+        return self.run / f"{self.name}.log"
+
+
+class Views:
+    """Starts, finds again and ends view processes in one `run` folder. Thread-safe."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def new_name() -> str:
+        """Return a fresh, unguessable name: whoever may enter the folder still has to know it."""
+        return f"v{secrets.token_hex(8)}"
+
+    def place(self, name: str) -> ViewPlace:
+        """Return where the view of that name is."""
+        return ViewPlace(self._run, name)
+
+    def ensure(self, name: str, journal: Path, sequence: Sequence) -> Path:
+        """Have the point served; return the socket once it answers. Starting it twice is harmless.
+
+        Raises:
+            UnavailableError: it did not answer in time; the message ends with the last line of its log.
+        """
+        place = self.place(name)
+        with self._lock:
+            running = processes.find(place.pid_file)
+            if running is None:
+                argv = [sys.executable, "-m", "secondsite.nbd.view", "--journal", str(journal)]
+                argv += ["--sequence", str(sequence), "--socket", str(place.socket), "--mode", "0666"]
+                argv += ["--run-dir", str(self._run)]
+                running = processes.spawn(argv, pid_file=place.pid_file, log_file=place.log_file)
+            try:
+                processes.wait_ready(lambda: _answers(place.socket), running, timeout_s=READY_S)
+            except UnavailableError as error:
+                raise UnavailableError(
+                    f"the view of point {sequence} did not start: {_last_line(place.log_file)}",
+                    hint="secondsite journal verify tells whether the journal is sound",
+                ) from error
+        return place.socket
+
+    def alive(self, name: str) -> bool:
+        """Whether the view's process runs."""
+        return processes.find(self.place(name).pid_file) is not None
+
+    def end(self, name: str) -> None:
+        """End the view and remove its traces. Idempotent."""
+        if not name:
+            return
+        place = self.place(name)
+        with self._lock:
+            running = processes.find(place.pid_file)
+            if running is not None:
+                processes.terminate(running, timeout_s=10)
+            for path in (place.socket, place.pid_file, place.log_file):
+                path.unlink(missing_ok=True)
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1)
+        try:
+            client.connect(str(path))
+            return client.recv(8) == b"NBDMAGIC"
+        except OSError:
+            return False
+
+
+def _last_line(path: Path) -> str:
+    try:
+        lines = path.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1] if lines else "it wrote nothing"
