@@ -38,7 +38,6 @@ class Connection:
         self._nbd = _binding()
         self._socket = socket
         self._handle = self._nbd.NBD()
-        self._dead = False
         try:
             self._handle.set_export_name(export)
             self._handle.add_meta_context(BASE_ALLOCATION)
@@ -59,13 +58,15 @@ class Connection:
     @property
     def dead(self) -> bool:
         """The server is gone, or was given up on; every further call fails."""
-        return self._dead or self._handle.aio_is_dead() or self._handle.aio_is_closed()
+        return self._handle is None or self._handle.aio_is_dead() or self._handle.aio_is_closed()
 
     def close(self) -> None:
         """Close without waiting for the server; safe to repeat."""
-        self._dead = True
-        with contextlib.suppress(self._nbd.Error):  # closed already
-            self._handle.close()
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            with contextlib.suppress(self._nbd.Error):  # not connected (any more)
+                handle.aio_disconnect()
+        # libnbd 1.14 has no close for Python: the handle closes when its last reference goes, which is here.
 
     def read(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer`."""
