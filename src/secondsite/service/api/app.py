@@ -1,0 +1,32 @@
+"""Puts the people's application together."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi import FastAPI
+
+from secondsite import __version__
+from secondsite.service.api import clouds, errors, guard, history, items, nodes, sites, vault
+from secondsite.service.context import Context
+
+PREFIX: Final = "/api/v1"
+
+
+def create_app(ctx: Context) -> FastAPI:
+    """Return the application. Pages that load scripts from elsewhere (Swagger, ReDoc) are off on purpose."""
+    app = FastAPI(
+        title="Second Site",
+        version=__version__,
+        description="Replicate machines from one of your own sites to another, fail over, test it, and come back.",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.ctx = ctx
+    errors.install(app)
+    guard.install_audit(app, ctx)
+    for module in (vault, sites, nodes, clouds, items, history):
+        app.include_router(module.router, prefix=PREFIX)
+    return app

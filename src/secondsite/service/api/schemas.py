@@ -1,0 +1,490 @@
+"""The shapes of requests and answers, with examples: what the OpenAPI document is made of."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from secondsite.service.usecases.operations import TestNetwork
+from secondsite.service.vocabulary import Role
+
+Name = Annotated[str, Field(min_length=1, max_length=63)]
+UUID_EXAMPLE = "0b9c3a52-6f0e-4f43-9c0c-5a1b2c3d4e5f"
+
+
+class Body(BaseModel):
+    """A request's body: unknown fields are refused, so that a typing error is noticed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+# -- requests ----------------------------------------------------------------------------------------------
+
+
+class SiteBody(Body):
+    """A new site."""
+
+    name: Name = Field(examples=["amsterdam"])
+
+
+class RegistrationKeyBody(Body):
+    """A new registration key."""
+
+    site: str = Field(description="name or id", examples=["amsterdam"])
+    uses_max: int | None = Field(
+        None, description="how many nodes may enrol with it; none: any number", examples=[1]
+    )
+
+
+class CloudBody(Body):
+    """A new cloud."""
+
+    name: Name = Field(examples=["gold-ams"])
+    site: str = Field(examples=["amsterdam"])
+    nodes: list[str] = Field(default_factory=list, description="names or ids", examples=[["host-1"]])
+    storage: str | None = Field(default=None, examples=["/srv/secondsite"])
+
+
+class CloudChange(Body):
+    """Nodes to add and to take out."""
+
+    add: list[str] = Field(default_factory=list, examples=[["host-2"]])
+    remove: list[str] = Field(default_factory=list, examples=[[]])
+
+
+class CloudMappingBody(Body):
+    """Machines of `source` replicate to `target` under `policy`."""
+
+    source: str = Field(examples=["gold-ams"])
+    target: str = Field(examples=["gold-rtm"])
+    policy: str = Field(examples=["five-minutes"])
+
+
+class PolicyChange(Body):
+    """Settings of a policy; what is left out keeps its value (or the default, in a new one)."""
+
+    copy_frequency_s: int | None = Field(default=None, description="5, 30, 300 or 900", examples=[300])
+    retention_hours: float | None = Field(default=None, examples=[24.0])
+    retention_points: int | None = Field(default=None, examples=[2880])
+    compression: bool | None = Field(default=None, examples=[True])
+    bandwidth_limit: int | None = Field(
+        None, description="bytes a second; 0: no limit", examples=[12_500_000]
+    )
+    rpo_threshold_s: int | None = Field(default=None, examples=[900])
+    shutdown_timeout_s: int | None = Field(default=None, examples=[120])
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that were given. A bandwidth limit of 0 takes the limit away."""
+        given = {
+            key: value
+            for key, value in self.model_dump(exclude={"name"}, exclude_unset=True).items()
+            if value is not None
+        }
+        if given.get("bandwidth_limit") == 0:
+            given["bandwidth_limit"] = None
+        return given
+
+
+class PolicyBody(PolicyChange):
+    """A new policy."""
+
+    name: Name = Field(examples=["five-minutes"])
+
+
+class NetworkMappingBody(Body):
+    """Where interfaces on a network are connected at the other site."""
+
+    source_site: str = Field(examples=["amsterdam"])
+    source_network: str = Field(examples=["default"])
+    target_site: str = Field(examples=["rotterdam"])
+    target_network: str = Field(examples=["default"])
+    test_network: str | None = Field(
+        None, description="for test failovers; none: disconnected", examples=["isolated"]
+    )
+
+
+class ProtectBody(Body):
+    """A machine to protect."""
+
+    vm: str = Field(description="UUID or name", examples=["web-1"])
+    cloud: str | None = Field(
+        default=None, description="its cloud, if the name is not unique", examples=["gold-ams"]
+    )
+    name: Name | None = Field(
+        default=None, description="the item's name; default: the machine's", examples=["web-1"]
+    )
+    exclude_disks: list[str] = Field(default_factory=list, examples=[["vdb"]])
+
+
+class TestFailoverBody(Body):
+    """Options of a test failover."""
+
+    __test__ = False  # pytest must not collect it
+
+    sequence: int | None = Field(default=None, ge=1, description="the point; none: the latest", examples=[42])
+    network: TestNetwork = Field(default=TestNetwork.MAPPED, examples=["mapped"])
+
+
+class PlannedFailoverBody(Body):
+    """Options of a planned failover."""
+
+    shutdown_timeout_s: int | None = Field(
+        default=None, ge=1, le=3600, description="none: the policy's", examples=[120]
+    )
+
+
+class DisableBody(Body):
+    """Options of disable."""
+
+    delete_replica: bool = Field(default=True, description="remove the replica's disks too")
+    force: bool = Field(default=False, description="go on without nodes that do not answer")
+
+
+class TokenBody(Body):
+    """A new token."""
+
+    name: Name = Field(examples=["night-operator"])
+    role: Role = Field(examples=["Operator"])
+    valid_days: float | None = Field(default=None, examples=[90])
+
+
+# -- answers -----------------------------------------------------------------------------------------------
+
+
+class Health(BaseModel):
+    """That the service runs and reaches its database."""
+
+    status: str = Field(examples=["ok"])
+
+
+class Empty(BaseModel):
+    """Nothing to say."""
+
+
+class Whoami(BaseModel):
+    """Who the token speaks for."""
+
+    name: str
+    role: Role
+
+
+class VaultView(BaseModel):
+    """The deployment and a summary of its health."""
+
+    name: str
+    created: datetime
+    ca_fingerprint: str
+    items: dict[str, Any]
+    nodes: dict[str, int]
+    jobs_active: int
+
+
+class SiteView(BaseModel):
+    """A site."""
+
+    id: str
+    name: str
+    created: datetime
+
+
+class RegistrationKeyView(BaseModel):
+    """A registration key. `key` is there once, in the answer that creates it."""
+
+    id: str
+    site: str
+    created: datetime
+    expires: datetime
+    uses: int
+    uses_max: int | None
+    key: str | None = None
+
+
+class NodeView(BaseModel):
+    """A node. `seen_s`: seconds since its last call."""
+
+    id: str
+    name: str
+    site: str
+    roles: list[str]
+    data_address: str
+    storage: Any
+    version: str
+    enrolled: datetime
+    last_seen: datetime | None
+    seen_s: float | None
+    alive: bool
+    revoked: bool
+    host: dict[str, Any] | None
+    vms: int
+    items: int
+    inventory_time: datetime | None
+
+
+class CloudView(BaseModel):
+    """A cloud with its nodes."""
+
+    id: str
+    name: str
+    site: str
+    nodes: list[str]
+    storage: str | None
+    created: datetime
+
+
+class CloudMappingView(BaseModel):
+    """A cloud mapping, by names."""
+
+    id: str
+    source: str
+    target: str
+    policy: str
+    created: datetime
+
+
+class PolicyView(BaseModel):
+    """A policy. `revision` counts its changes."""
+
+    id: str
+    name: str
+    revision: int
+    created: datetime
+    copy_frequency_s: int
+    retention_hours: float
+    retention_points: int
+    compression: bool
+    bandwidth_limit: int | None
+    rpo_threshold_s: int
+    shutdown_timeout_s: int
+
+
+class NetworkView(BaseModel):
+    """A network that a node reported."""
+
+    site: str
+    node: str
+    name: str | None
+    isolated: bool | None
+    active: bool | None
+
+
+class NetworkMappingView(BaseModel):
+    """A network mapping, by names."""
+
+    id: str
+    source_site: str
+    source_network: str
+    target_site: str
+    target_network: str
+    test_network: str | None
+    created: datetime
+
+
+class ProblemView(BaseModel):
+    """Why a machine cannot be protected, or what one should know before (`forbids` false)."""
+
+    code: str
+    message: str
+    hint: str
+    forbids: bool
+
+
+class ProtectableView(BaseModel):
+    """A machine that could be protected."""
+
+    vm: str
+    name: str
+    power: str
+    node: str
+    cloud: str
+    mapped: bool
+    ready: bool
+    disks: list[dict[str, Any]]
+    networks: list[str]
+    problems: list[ProblemView]
+
+
+class AllowedView(BaseModel):
+    """Whether an operation is allowed now; if not, why, and what to do instead."""
+
+    allowed: bool
+    reason: str | None
+    instead: str | None
+
+
+class SideView(BaseModel):
+    """One side of an item. `vm` is the machine's UUID there, if it exists."""
+
+    node: str
+    node_id: str
+    site: str
+    vm: str | None
+
+
+class ReasonView(BaseModel):
+    """Why an item is not healthy."""
+
+    severity: str
+    code: str
+    message: str
+
+
+class ItemHealthView(BaseModel):
+    """normal, warning or critical, and why."""
+
+    level: str
+    reasons: list[ReasonView]
+
+
+class ItemView(BaseModel):
+    """A protected item."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": UUID_EXAMPLE,
+                    "name": "web-1",
+                    "state": "protected",
+                    "test_state": "none",
+                    "direction": "primary-to-recovery",
+                    "epoch": 1,
+                    "active_side": "primary",
+                    "rpo_s": 4.2,
+                }
+            ]
+        }
+    )
+
+    id: str
+    name: str
+    vm: str
+    state: str
+    test_state: str
+    direction: str
+    epoch: int
+    active_side: str | None
+    primary: SideView
+    recovery: SideView
+    source_cloud: str
+    target_cloud: str
+    policy: str
+    disks: dict[str, Any]
+    networks: list[str]
+    latest_point: dict[str, Any] | None
+    rpo_s: float | None
+    rpo_threshold_s: int
+    health: ItemHealthView
+    replication: dict[str, Any]
+    test: dict[str, Any] | None
+    failover: dict[str, Any] | None
+    error: dict[str, Any] | None
+    active_job: dict[str, Any] | None
+    last_test_time: datetime | None
+    last_failover_time: datetime | None
+    created: datetime
+    deleted: datetime | None
+    allowed_operations: dict[str, AllowedView]
+
+
+class PointView(BaseModel):
+    """A recovery point."""
+
+    sequence: int
+    epoch: int
+    time: datetime
+    digest: str
+    kind: str
+    consistency: str
+    changed: int | None
+
+
+class TaskView(BaseModel):
+    """A part of a job. `progress`: fraction, text, bytes, total_bytes, rate, eta_s, as far as known."""
+
+    ordinal: int
+    name: str
+    state: str
+    progress: dict[str, Any] | None
+    error: dict[str, Any] | None
+    started: datetime | None
+    ended: datetime | None
+
+
+class JobView(BaseModel):
+    """A job. `error` has the form of every error: code, message, hint, retry, attributes."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": UUID_EXAMPLE,
+                    "operation": "planned-failover",
+                    "item": "web-1",
+                    "state": "InProgress",
+                    "progress": 0.5,
+                    "requested_by": "night-operator",
+                }
+            ]
+        }
+    )
+
+    id: str
+    operation: str
+    item: str | None
+    item_id: str | None
+    state: str
+    progress: float
+    requested_by: str
+    parameters: dict[str, Any]
+    created: datetime
+    started: datetime | None
+    ended: datetime | None
+    seconds: float | None
+    error: dict[str, Any] | None
+    result: dict[str, Any] | None
+
+
+class JobDetailView(JobView):
+    """A job with its tasks."""
+
+    tasks: list[TaskView]
+
+
+class EventView(BaseModel):
+    """Something that happened."""
+
+    id: int
+    time: datetime
+    severity: str
+    code: str
+    message: str
+    item_id: str | None
+    node_id: str | None
+    job_id: str | None
+    details: dict[str, Any]
+
+
+class TokenView(BaseModel):
+    """A token. `token` is there once, in the answer that creates it."""
+
+    id: str
+    name: str
+    role: Role
+    created: datetime
+    expires: datetime | None
+    token: str | None = None
+
+
+class AuditView(BaseModel):
+    """Who did what."""
+
+    id: int
+    time: datetime
+    actor: str
+    role: str | None
+    method: str
+    path: str
+    status: int
+    outcome: str

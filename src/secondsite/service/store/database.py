@@ -1,0 +1,171 @@
+"""Opens the database, brings its schema up to date and gives out transactions.
+
+A transaction that writes takes the write lock at its start (SQLite: BEGIN IMMEDIATE), so it never fails half-way
+because another writer came first. Reading does not block writing (WAL), and a commit is on disk when it returns
+(synchronous FULL). On PostgreSQL, transactions that decide on a row lock it first (`items.get(..., lock=True)`).
+
+What waits for a change (a long poll, a workflow) sleeps on `Store.bell`; a transaction that could end such a wait says
+so by `Transaction.wake`, and the bell rings after the commit. Other processes are noticed by looking again each second.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from secondsite.errors import ConflictError, UnavailableError
+
+BUSY_TIMEOUT_MS: Final = 30_000
+POOL_SIZE: Final = 16
+
+
+class Bell:
+    """Wakes every waiter when something changed. Ringing costs nothing when nobody waits."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._count = 0
+
+    @property
+    def count(self) -> int:
+        """How often it rang; read it before looking at the database, so that no ring is missed."""
+        with self._condition:
+            return self._count
+
+    def ring(self) -> None:
+        """Wake all who wait."""
+        with self._condition:
+            self._count += 1
+            self._condition.notify_all()
+
+    def wait(self, seen: int, timeout_s: float) -> bool:
+        """Wait until it rang again after `seen`; False if the time ran out first."""
+        with self._condition:
+            return self._condition.wait_for(lambda: self._count != seen, timeout_s)
+
+
+class Transaction:
+    """One transaction; the functions of this package take it as their first argument."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+        self.wakes = False
+
+    def execute(self, statement: sa.Executable) -> sa.CursorResult[Any]:
+        """Run a statement; a violated promise of the schema is a ConflictError."""
+        try:
+            result: sa.CursorResult[Any] = self._connection.execute(statement)
+        except IntegrityError as error:
+            raise ConflictError(
+                "this would break a rule that the database keeps",
+                hint="somebody else changed the same thing at the same time; look again",
+                rule=str(error.orig),
+            ) from error
+        return result
+
+    def wake(self) -> None:
+        """Ring the bell after this transaction has committed."""
+        self.wakes = True
+
+
+class Store:
+    """See the module's docstring."""
+
+    def __init__(self, url: str) -> None:
+        self.url = sa.make_url(url)
+        self.bell = Bell()
+        self._engine = _engine(self.url)
+
+    @classmethod
+    def open(cls, url: str) -> Store:
+        """Open the database and bring its schema up to date.
+
+        Raises:
+            UnavailableError: the database cannot be reached.
+        """
+        store = cls(url)
+        try:
+            store.migrate()
+        except OperationalError as error:
+            store.close()
+            raise UnavailableError(
+                "the database cannot be reached", reason=str(error.orig), url=store.url.render_as_string()
+            ) from error
+        return store
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """A transaction that may write: committed at the end of the block, rolled back if it raises."""
+        with self._engine.connect() as connection, connection.begin():
+            tx = Transaction(connection)
+            yield tx
+        if tx.wakes:
+            self.bell.ring()
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """A transaction that only reads; it sees one state of the database and blocks nobody."""
+        with (
+            self._engine.connect().execution_options(secondsite_reading=True) as connection,
+            connection.begin(),
+        ):
+            yield Transaction(connection)
+
+    def migrate(self) -> None:
+        """Bring the schema up to date; concurrent starts wait for each other."""
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self._engine.connect() as connection, connection.begin():
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(7204513)"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+
+def _engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() == "postgresql":
+        engine = sa.create_engine(
+            url.set(drivername="postgresql+psycopg"), pool_size=POOL_SIZE, pool_pre_ping=True
+        )
+        sa.event.listen(engine, "begin", _begin_postgresql)
+        return engine
+    engine = sa.create_engine(url, pool_size=POOL_SIZE, max_overflow=2 * POOL_SIZE)
+    sa.event.listen(engine, "connect", _connect_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _connect_sqlite(connection: Any, _record: Any) -> None:
+    # The driver's own transaction handling begins too late (at the first write): we say BEGIN ourselves.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in (
+        f"busy_timeout = {BUSY_TIMEOUT_MS}",
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    reading = connection.get_execution_options().get("secondsite_reading", False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def _begin_postgresql(connection: sa.Connection) -> None:
+    if connection.get_execution_options().get("secondsite_reading", False):
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")

@@ -1,0 +1,119 @@
+"""Jobs and their tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from secondsite.model.ids import ItemId, JobId
+from secondsite.service.store import rows
+from secondsite.service.store.database import Transaction
+from secondsite.service.store.records import Job, Task
+from secondsite.service.store.tables import jobs, tasks
+from secondsite.service.vocabulary import CHANGE_OPERATIONS, JobState, TaskState
+
+ACTIVE = (JobState.NOT_STARTED.value, JobState.IN_PROGRESS.value, JobState.SUSPENDED.value)
+
+
+def add(tx: Transaction, job: Job) -> None:
+    """Add a job; ConflictError if the item has an unfinished one of its kind."""
+    tx.execute(
+        sa.insert(jobs).values(
+            id=job.id,
+            operation=job.operation,
+            item_id=job.item_id,
+            item_name=job.item_name,
+            state=job.state.value,
+            progress=job.progress,
+            requested_by=job.requested_by,
+            parameters=job.parameters,
+            created=job.created,
+        )
+    )
+    tx.wake()
+
+
+def change(tx: Transaction, job_id: JobId, *, state: JobState | None = None, **values: Any) -> None:
+    """Change columns of a job; waiters are woken."""
+    if state is not None:
+        values["state"] = state.value
+    tx.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**values))
+    tx.wake()
+
+
+def get(tx: Transaction, job_id: str, *, lock: bool = False) -> Job:
+    """Return a job by id."""
+    statement = sa.select(jobs).where(jobs.c.id == job_id)
+    if lock:
+        statement = statement.with_for_update()
+    return rows.get(tx, Job, statement, f"job {job_id!r}")
+
+
+def state(tx: Transaction, job_id: JobId) -> JobState:
+    """Return only the job's state."""
+    return JobState(tx.execute(sa.select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one())
+
+
+def unfinished(tx: Transaction) -> list[Job]:
+    """Return the jobs that have not ended, oldest first."""
+    return rows.listed(tx, Job, sa.select(jobs).where(jobs.c.state.in_(ACTIVE)).order_by(jobs.c.created))
+
+
+def active_change(tx: Transaction, item_id: ItemId) -> Job | None:
+    """Return the unfinished job that changes the item, or None."""
+    return rows.find(
+        tx,
+        Job,
+        sa.select(jobs).where(
+            jobs.c.item_id == item_id,
+            jobs.c.state.in_(ACTIVE),
+            jobs.c.operation.in_(sorted(CHANGE_OPERATIONS)),
+        ),
+    )
+
+
+def listed(
+    tx: Transaction,
+    *,
+    item_id: str | None = None,
+    state: JobState | None = None,
+    operation: str | None = None,
+    limit: int = 100,
+) -> list[Job]:
+    """Return jobs, newest first."""
+    statement = sa.select(jobs).order_by(jobs.c.created.desc(), jobs.c.id).limit(limit)
+    if item_id is not None:
+        statement = statement.where(jobs.c.item_id == item_id)
+    if state is not None:
+        statement = statement.where(jobs.c.state == state.value)
+    if operation is not None:
+        statement = statement.where(jobs.c.operation == operation)
+    return rows.listed(tx, Job, statement)
+
+
+def put_task(tx: Transaction, job_id: JobId, ordinal: int, name: str) -> None:
+    """Add a task that has not started, unless it is there."""
+    there = tx.execute(
+        sa.select(tasks.c.ordinal).where(tasks.c.job_id == job_id, tasks.c.ordinal == ordinal)
+    ).first()
+    if there is None:
+        tx.execute(
+            sa.insert(tasks).values(
+                job_id=job_id, ordinal=ordinal, name=name, state=TaskState.NOT_STARTED.value
+            )
+        )
+
+
+def change_task(
+    tx: Transaction, job_id: JobId, ordinal: int, *, state: TaskState | None = None, **values: Any
+) -> None:
+    """Change columns of a task."""
+    if state is not None:
+        values["state"] = state.value
+    tx.execute(sa.update(tasks).where(tasks.c.job_id == job_id, tasks.c.ordinal == ordinal).values(**values))
+
+
+def list_tasks(tx: Transaction, job_id: JobId) -> list[Task]:
+    """Return the tasks of a job in order."""
+    return rows.listed(tx, Task, sa.select(tasks).where(tasks.c.job_id == job_id).order_by(tasks.c.ordinal))

@@ -1,0 +1,71 @@
+"""Recovery points, as the node that keeps the journal reported them. A copy for people: the journal is the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from secondsite.model.ids import ItemId
+from secondsite.service.store import rows
+from secondsite.service.store.database import Transaction
+from secondsite.service.store.records import Point
+from secondsite.service.store.tables import points
+
+
+def sequences(tx: Transaction, item_id: ItemId) -> set[int]:
+    """Return the sequences of all points of an item."""
+    found = tx.execute(sa.select(points.c.sequence).where(points.c.item_id == item_id))
+    return {row[0] for row in found}
+
+
+def add(tx: Transaction, new: Sequence[Point]) -> None:
+    """Add points."""
+    if new:
+        tx.execute(
+            sa.insert(points).values(
+                [
+                    {
+                        "item_id": point.item_id,
+                        "sequence": point.sequence,
+                        "epoch": point.epoch,
+                        "time": point.time,
+                        "digest": point.digest,
+                        "kind": point.kind,
+                        "consistency": point.consistency,
+                        "changed": point.changed,
+                    }
+                    for point in new
+                ]
+            )
+        )
+
+
+def remove(tx: Transaction, item_id: ItemId, gone: set[int]) -> None:
+    """Forget points that the journal gave up."""
+    if gone:
+        tx.execute(sa.delete(points).where(points.c.item_id == item_id, points.c.sequence.in_(sorted(gone))))
+
+
+def remove_all(tx: Transaction, item_id: ItemId) -> None:
+    """Forget all points of an item."""
+    tx.execute(sa.delete(points).where(points.c.item_id == item_id))
+
+
+def listed(tx: Transaction, item_id: ItemId, limit: int = 10_000) -> list[Point]:
+    """Return the points of an item, newest first."""
+    return rows.listed(
+        tx,
+        Point,
+        sa.select(points).where(points.c.item_id == item_id).order_by(points.c.sequence.desc()).limit(limit),
+    )
+
+
+def get(tx: Transaction, item_id: ItemId, sequence: int) -> Point:
+    """Return one point."""
+    return rows.get(
+        tx,
+        Point,
+        sa.select(points).where(points.c.item_id == item_id, points.c.sequence == sequence),
+        f"recovery point {sequence} of this item (it may have been given up by retention)",
+    )

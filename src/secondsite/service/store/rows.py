@@ -1,0 +1,32 @@
+"""The three ways in which every aggregate reads rows."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from secondsite.errors import NotFoundError
+from secondsite.service.store.database import Transaction
+from secondsite.service.store.records import make
+
+R = TypeVar("R")
+
+
+def find(tx: Transaction, record: type[R], statement: sa.Select[Any]) -> R | None:
+    """Return the one row as a record, or None."""
+    row = tx.execute(statement).one_or_none()
+    return None if row is None else make(record, row)
+
+
+def get(tx: Transaction, record: type[R], statement: sa.Select[Any], what: str) -> R:
+    """Return the one row as a record; NotFoundError names `what` is missing."""
+    found = find(tx, record, statement)
+    if found is None:
+        raise NotFoundError(f"there is no {what}")
+    return found
+
+
+def listed(tx: Transaction, record: type[R], statement: sa.Select[Any]) -> list[R]:
+    """Return all rows as records."""
+    return [make(record, row) for row in tx.execute(statement)]

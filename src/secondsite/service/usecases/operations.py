@@ -1,0 +1,139 @@
+"""Operations on protected items: accepted or refused in one transaction that also makes the job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from secondsite.errors import InvalidInputError, OperationRefusedError
+from secondsite.model.ids import JobId
+from secondsite.model.item import ItemState, Operation, TestState, begin
+from secondsite.service.context import Actor, Context
+from secondsite.service.store import events, items, jobs, points
+from secondsite.service.store.database import Transaction
+from secondsite.service.store.records import Item, Job
+from secondsite.service.vocabulary import ENABLE, TEST_OPERATIONS, JobState
+
+
+class TestNetwork(StrEnum):
+    """Where a test machine's interfaces are connected."""
+
+    __test__ = False  # pytest must not collect it
+
+    MAPPED = "mapped"  # to the test networks of the network mappings; without one: disconnected
+    NONE = "none"  # nowhere
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What an operation may be told. Each looks at its own and refuses the others.
+
+    sequence: the point of a test failover, None for the latest.
+    network: of a test failover.
+    shutdown_timeout_s: of a planned failover; None for the policy's.
+    delete_replica: of disable: remove the replica's disks too.
+    force: of disable: go on without nodes that do not answer.
+    """
+
+    sequence: int | None = None
+    network: TestNetwork = TestNetwork.MAPPED
+    shutdown_timeout_s: int | None = None
+    delete_replica: bool = True
+    force: bool = False
+
+
+def start_operation(
+    ctx: Context, actor: Actor, item_ref: str, operation: Operation, options: Options | None = None
+) -> Job:
+    """Begin an operation and return its job.
+
+    Raises:
+        OperationRefusedError: the item's state does not allow it; the hint says what to do instead.
+    """
+    options = options or Options()
+    with ctx.store.transaction() as tx:
+        item = items.get(tx, item_ref, lock=True)
+        state, test_state = begin(item.state, item.test_state, operation)
+        parameters = _parameters(tx, item, operation, options)
+        _make_room(tx, ctx, actor, item, operation)
+        job = Job(
+            id=JobId(ctx.new_id()),
+            operation=operation.value,
+            item_id=item.id,
+            item_name=item.name,
+            state=JobState.NOT_STARTED,
+            progress=0.0,
+            requested_by=actor.name,
+            parameters=parameters,
+            created=ctx.clock(),
+            started=None,
+            ended=None,
+            error=None,
+            result=None,
+        )
+        jobs.add(tx, job)
+        items.move(
+            tx,
+            item.id,
+            events.NewEvent(
+                job.created,
+                operation.value,
+                f"{actor.name} asked for {operation.value} of {item.name}",
+                item_id=item.id,
+                job_id=job.id,
+                details=parameters,
+            ),
+            state=state,
+            test_state=test_state,
+        )
+    ctx.start_job(job.id)
+    return job
+
+
+def _parameters(tx: Transaction, item: Item, operation: Operation, options: Options) -> dict[str, Any]:
+    if operation is Operation.TEST_FAILOVER:
+        if options.sequence is not None:
+            points.get(tx, item.id, options.sequence)
+        return {"sequence": options.sequence, "network": options.network.value}
+    if operation is Operation.PLANNED_FAILOVER:
+        timeout = options.shutdown_timeout_s
+        if timeout is not None and not 1 <= timeout <= 3600:
+            raise InvalidInputError("shutdown_timeout_s is out of range", hint="choose 1 to 3600 s")
+        return {"shutdown_timeout_s": timeout}
+    if operation is Operation.DISABLE:
+        return {
+            "delete_replica": options.delete_replica,
+            "force": options.force,
+            "from_state": item.state.value,
+        }
+    return {}
+
+
+def _make_room(tx: Transaction, ctx: Context, actor: Actor, item: Item, operation: Operation) -> None:
+    """Refuse while another job changes the item; a disable ends an initial replication that is under way."""
+    if operation.value in TEST_OPERATIONS:
+        return
+    running = jobs.active_change(tx, item.id)
+    if running is None:
+        return
+    replicating = item.state is ItemState.INITIAL_REPLICATING and running.operation == ENABLE
+    if operation is Operation.DISABLE and replicating:
+        jobs.change(
+            tx,
+            running.id,
+            state=JobState.CANCELLED,
+            ended=ctx.clock(),
+            result={"information": f"{actor.name} disabled the item"},
+        )
+        return
+    raise OperationRefusedError(
+        f"{operation.value} is refused: the job {running.operation} of this item has not ended",
+        hint=f"wait for it: secondsite job show {running.id}",
+        job=running.id,
+    )
+
+
+def busy_test(item: Item) -> bool:
+    """Whether a test failover of the item exists in any form."""
+    return item.test_state is not TestState.NONE

@@ -1,0 +1,184 @@
+"""What nodes tell: signs of life, inventories, how items fare, which points exist.
+
+Cheap on purpose: a node reports every five seconds. One transaction per report; points are compared with what is known
+by their sequences, so that a list that did not change writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from secondsite.errors import InvalidInputError, NotFoundError
+from secondsite.model.ids import CommandId, ItemId, NodeId
+from secondsite.service.context import Context
+from secondsite.service.store import commands, events, items, nodes, points
+from secondsite.service.store.database import Transaction
+from secondsite.service.store.records import Command, Item, Point
+from secondsite.service.vocabulary import Severity
+
+
+def take_report(ctx: Context, node_id: NodeId, report: Mapping[str, Any]) -> None:
+    """Take one report of a node. What concerns items that it has no part in is ignored."""
+    now = ctx.clock()
+    with ctx.store.transaction() as tx:
+        _sign_of_life(tx, node_id, now)
+        if isinstance(report.get("inventory"), dict):
+            nodes.change(tx, node_id, inventory=report["inventory"], inventory_time=now)
+        if isinstance(report.get("data_address"), str):
+            nodes.change(tx, node_id, data_address=report["data_address"])
+        mine = {item.id: item for item in items.listed(tx, node=node_id)}
+        for entry in _list(report, "items"):
+            item = mine.get(ItemId(str(entry.get("item"))))
+            if item is not None:
+                _take_item(tx, item, node_id, entry, now)
+        for item_id, entry in _mapping(report, "points").items():
+            item = mine.get(ItemId(item_id))
+            if item is not None and isinstance(entry, dict) and item.journal_node_id == node_id:
+                _take_points(tx, item, entry)
+        for entry in _list(report, "events"):
+            _take_event(tx, node_id, entry, now, mine)
+
+
+def sign_of_life(ctx: Context, node_id: NodeId) -> None:
+    """Note that the node called."""
+    with ctx.store.transaction() as tx:
+        _sign_of_life(tx, node_id, ctx.clock())
+
+
+def take_progress(ctx: Context, node_id: NodeId, command_id: str, progress: Mapping[str, Any]) -> bool:
+    """Keep a command's progress; True if the node should stop it."""
+    with ctx.store.transaction() as tx:
+        command = _own(tx, node_id, command_id)
+        if command.state.ended:
+            return True
+        kept = {
+            key: progress.get(key)
+            for key in ("fraction", "text", "bytes", "total_bytes", "rate", "eta_s")
+            if isinstance(progress.get(key), int | float | str)
+        }
+        commands.note_progress(tx, command.id, kept)
+        return command.cancelled
+
+
+def take_result(
+    ctx: Context,
+    node_id: NodeId,
+    command_id: str,
+    *,
+    result: dict[str, Any] | None,
+    error: dict[str, Any] | None,
+) -> None:
+    """Record a command's outcome; the first one wins, a second is accepted and ignored."""
+    if (result is None) == (error is None):
+        raise InvalidInputError("a result has either a result or an error")
+    with ctx.store.transaction() as tx:
+        command = _own(tx, node_id, command_id)
+        commands.answer(tx, command, ctx.clock(), result=result, error=error)
+
+
+def _own(tx: Transaction, node_id: NodeId, command_id: str) -> Command:
+    command = commands.find(tx, CommandId(command_id))
+    # A node that asks for another's command learns not even that it exists.
+    if command is None or command.node_id != node_id:
+        raise NotFoundError(f"there is no command {command_id!r} for this node")
+    return command
+
+
+def _sign_of_life(tx: Transaction, node_id: NodeId, now: datetime) -> None:
+    if nodes.seen(tx, node_id, now):
+        name = nodes.get(tx, node_id).name
+        events.add(tx, events.NewEvent(now, "node-back", f"node {name} answers again", node_id=node_id))
+
+
+def _take_item(tx: Transaction, item: Item, node_id: NodeId, entry: Mapping[str, Any], now: datetime) -> None:
+    side = "source" if node_id == item.source_node_id else "target"
+    values: dict[str, Any] = {f"{side}_report": dict(entry), f"{side}_report_time": now}
+    if node_id == item.journal_node_id:
+        sequence, time = entry.get("sequence"), entry.get("point_time")
+        newer = item.last_sequence is None or (isinstance(sequence, int) and sequence > item.last_sequence)
+        if isinstance(sequence, int) and sequence >= 1 and isinstance(time, str) and newer:
+            values |= {"last_sequence": sequence, "last_point_time": _time(time)}
+            tx.wake()
+    items.change(tx, item.id, **values)
+    if entry.get("progress") is not None:
+        tx.wake()
+
+
+def _take_points(tx: Transaction, item: Item, entry: Mapping[str, Any]) -> None:
+    reported = {
+        int(point["sequence"]): point
+        for point in _list(entry, "points")
+        if isinstance(point.get("sequence"), int)
+    }
+    known = points.sequences(tx, item.id)
+    new = [_point(item, reported[sequence]) for sequence in sorted(reported.keys() - known)]
+    points.add(tx, new)
+    if entry.get("complete") is True:
+        points.remove(tx, item.id, known - reported.keys())
+    if new and (item.last_sequence is None or new[-1].sequence >= item.last_sequence):
+        items.change(tx, item.id, last_sequence=new[-1].sequence, last_point_time=new[-1].time)
+        tx.wake()
+
+
+def _point(item: Item, fields: Mapping[str, Any]) -> Point:
+    changed = fields.get("changed")
+    return Point(
+        item_id=item.id,
+        sequence=int(fields["sequence"]),
+        epoch=int(fields.get("epoch") or item.epoch),
+        time=_time(fields.get("time")),
+        digest=str(fields.get("digest") or ""),
+        kind=str(fields.get("kind") or "delta"),
+        consistency=str(fields.get("consistency") or "crash"),
+        changed=changed if isinstance(changed, int) else None,
+    )
+
+
+def _take_event(
+    tx: Transaction, node_id: NodeId, entry: Mapping[str, Any], now: datetime, mine: Mapping[ItemId, Item]
+) -> None:
+    item_id = ItemId(str(entry.get("item")))
+    once = None if entry.get("id") is None else f"node:{node_id}:{entry['id']}"
+    if once is not None and events.written(tx, once):
+        return
+    severity = entry.get("severity")
+    details = entry.get("details")
+    events.add(
+        tx,
+        events.NewEvent(
+            time=now,
+            code=str(entry.get("code") or "node-event")[:64],
+            message=str(entry.get("message") or "")[:2000],
+            severity=Severity(severity) if severity in set(Severity) else Severity.INFO,
+            item_id=item_id if item_id in mine else None,
+            node_id=node_id,
+            details=details if isinstance(details, dict) else {},
+            once=once,
+        ),
+    )
+
+
+def _time(text: object) -> datetime:
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError as error:
+        raise InvalidInputError(f"not a time: {text!r}") from error
+    if time.tzinfo is None:
+        raise InvalidInputError(f"a time without a zone: {text!r}")
+    return time
+
+
+def _list(fields: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    found = fields.get(key) or []
+    if not isinstance(found, list):
+        raise InvalidInputError(f"{key} is not a list")
+    return [entry for entry in found if isinstance(entry, dict)]
+
+
+def _mapping(fields: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = fields.get(key) or {}
+    if not isinstance(found, dict):
+        raise InvalidInputError(f"{key} is not an object")
+    return found

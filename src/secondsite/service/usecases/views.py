@@ -1,0 +1,325 @@
+"""What people see: items, jobs, nodes and the vault as JSON-ready documents, computed from the store in one read.
+
+The item's view carries the operations that it allows now and, for each refused one, the reason and what to do
+instead: the console and the command line show what the service would answer, and decide nothing themselves.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from secondsite.model.ids import NodeId
+from secondsite.model.item import ItemState, Operation, allowed_operations
+from secondsite.model.policy import Policy
+from secondsite.service.context import Context
+from secondsite.service.store import clouds, items, jobs, nodes, points, vaults
+from secondsite.service.store.database import Transaction
+from secondsite.service.store.records import Item, Job, Node, Point, Task
+from secondsite.service.vocabulary import JobState
+
+REPORT_FRESH_S: Final = 30.0
+"""A report that is older says what was, not what is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why an item is not healthy."""
+
+    severity: str  # "warning" or "critical"
+    code: str
+    message: str
+
+
+def item_view(ctx: Context, item_ref: str) -> dict[str, Any]:
+    """Return one item."""
+    with ctx.store.reading() as tx:
+        return _item(tx, items.get(tx, item_ref), ctx.clock(), _Names(tx))
+
+
+def item_views(ctx: Context, *, deleted: bool = False) -> list[dict[str, Any]]:
+    """Return all items by name."""
+    with ctx.store.reading() as tx:
+        names, now = _Names(tx), ctx.clock()
+        return [_item(tx, item, now, names) for item in items.listed(tx, deleted=deleted)]
+
+
+def point_views(ctx: Context, item_ref: str, limit: int) -> list[dict[str, Any]]:
+    """Return an item's points, newest first."""
+    with ctx.store.reading() as tx:
+        item = items.get(tx, item_ref)
+        return [_point(point) for point in points.listed(tx, item.id, limit)]
+
+
+def job_view(ctx: Context, job_id: str) -> dict[str, Any]:
+    """Return one job with its tasks."""
+    with ctx.store.reading() as tx:
+        job = jobs.get(tx, job_id)
+        return _job(job, ctx.clock()) | {"tasks": [_task(task) for task in jobs.list_tasks(tx, job.id)]}
+
+
+def job_views(
+    ctx: Context, *, item: str | None, state: JobState | None, operation: str | None, limit: int
+) -> list[dict[str, Any]]:
+    """Return jobs, newest first, without their tasks."""
+    with ctx.store.reading() as tx:
+        item_id = None if item is None else items.get(tx, item).id
+        found = jobs.listed(tx, item_id=item_id, state=state, operation=operation, limit=limit)
+        return [_job(job, ctx.clock()) for job in found]
+
+
+def node_views(ctx: Context, *, revoked: bool = False) -> list[dict[str, Any]]:
+    """Return nodes by name."""
+    with ctx.store.reading() as tx:
+        names, now = _Names(tx), ctx.clock()
+        return [_node(tx, node, now, names) for node in nodes.listed(tx, revoked=revoked)]
+
+
+def node_view(ctx: Context, id_or_name: str) -> dict[str, Any]:
+    """Return one node."""
+    with ctx.store.reading() as tx:
+        return _node(tx, nodes.get(tx, id_or_name), ctx.clock(), _Names(tx))
+
+
+def network_views(ctx: Context) -> list[dict[str, Any]]:
+    """Return the networks that nodes reported."""
+    with ctx.store.reading() as tx:
+        sites = vaults.site_names(tx)
+        return [
+            {
+                "site": sites[node.site_id],
+                "node": node.name,
+                "name": network.get("name"),
+                "isolated": network.get("isolated"),
+                "active": network.get("active"),
+            }
+            for node in nodes.listed(tx)
+            for network in (node.inventory or {}).get("networks", [])
+        ]
+
+
+def vault_view(ctx: Context) -> dict[str, Any]:
+    """Return the vault with a summary of its health."""
+    with ctx.store.reading() as tx:
+        vault, names, now = vaults.get_vault(tx), _Names(tx), ctx.clock()
+        views = [_item(tx, item, now, names) for item in items.listed(tx)]
+        known = nodes.listed(tx)
+        return {
+            "name": vault.name,
+            "created": vault.created,
+            "ca_fingerprint": ctx.authority.fingerprint,
+            "items": {
+                "total": len(views),
+                "by_state": dict(Counter(view["state"] for view in views)),
+                "by_health": dict(Counter(view["health"]["level"] for view in views)),
+            },
+            "nodes": {"total": len(known), "silent": sum(node.silent for node in known)},
+            "jobs_active": len(jobs.unfinished(tx)),
+        }
+
+
+class _Names:
+    """The names behind ids, read once per answer."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self.nodes: dict[NodeId, Node] = {node.id: node for node in nodes.listed(tx, revoked=True)}
+        self.sites = vaults.site_names(tx)
+        self.clouds = {cloud.id: cloud for cloud in clouds.list_clouds(tx)}
+        self.policies = {policy.id: policy for policy in clouds.list_policies(tx)}
+        self.mappings = {mapping.id: mapping for mapping in clouds.list_mappings(tx)}
+
+    def side(self, node_id: NodeId, vm: str | None) -> dict[str, Any]:
+        """Return one side of an item."""
+        node = self.nodes[node_id]
+        return {"node": node.name, "node_id": node.id, "site": self.sites[node.site_id], "vm": vm}
+
+
+def _item(tx: Transaction, item: Item, now: datetime, names: _Names) -> dict[str, Any]:
+    mapping = names.mappings[item.cloud_mapping_id]
+    policy = names.policies[mapping.policy_id]
+    rpo = None if item.last_point_time is None else max(0.0, (now - item.last_point_time).total_seconds())
+    reasons = health(item, names.nodes, policy.policy, now)
+    writable = items.writable(tx, item.id)
+    running = jobs.active_change(tx, item.id)
+    return {
+        "id": item.id,
+        "name": item.name,
+        "vm": item.vm_uuid,
+        "state": item.state.value,
+        "test_state": item.test_state.value,
+        "direction": item.direction.value,
+        "epoch": item.epoch,
+        "active_side": writable[-1].side.value if writable else None,
+        "primary": names.side(item.primary_node_id, item.primary_vm),
+        "recovery": names.side(item.recovery_node_id, item.recovery_vm),
+        "source_cloud": names.clouds[mapping.source_cloud_id].name,
+        "target_cloud": names.clouds[mapping.target_cloud_id].name,
+        "policy": policy.name,
+        "disks": item.disks,
+        "networks": item.networks,
+        "latest_point": None
+        if item.last_sequence is None
+        else {"sequence": item.last_sequence, "time": item.last_point_time},
+        "rpo_s": rpo,
+        "rpo_threshold_s": policy.policy.rpo_threshold_s,
+        "health": {
+            "level": _level(reasons),
+            "reasons": [
+                {"severity": reason.severity, "code": reason.code, "message": reason.message}
+                for reason in reasons
+            ],
+        },
+        "replication": {
+            "source": _report(item.source_report, item.source_report_time, now),
+            "target": _report(item.target_report, item.target_report_time, now),
+        },
+        "test": item.test,
+        "failover": item.failover,
+        "error": item.error,
+        "active_job": None if running is None else {"id": running.id, "operation": running.operation},
+        "last_test_time": item.last_test_time,
+        "last_failover_time": item.last_failover_time,
+        "created": item.created,
+        "deleted": item.deleted,
+        "allowed_operations": operations_of(item),
+    }
+
+
+def operations_of(item: Item) -> dict[str, Any]:
+    """Return for each operation whether it is allowed now and, if not, why and what to do instead."""
+    return {
+        operation.value: {
+            "allowed": refused is None,
+            "reason": None if refused is None else refused.reason,
+            "instead": None if refused is None else refused.instead,
+        }
+        for operation, refused in allowed_operations(item.state, item.test_state).items()
+    }
+
+
+def health(item: Item, known: dict[NodeId, Node], policy: Policy, now: datetime) -> list[Reason]:
+    """Return what is wrong with an item, worst first."""
+    reasons: list[Reason] = []
+    if item.state in {ItemState.ENABLE_FAILED, ItemState.DISABLE_FAILED}:
+        reasons.append(Reason("critical", item.state.value, "an operation failed: read its job's error"))
+    if item.state in {ItemState.COMMIT_PENDING, ItemState.COMMITTED}:
+        reasons.append(
+            Reason("warning", "unprotected", "failed over and not reversed yet: nothing replicates")
+        )
+    if item.demotion is not None:
+        reasons.append(
+            Reason(
+                "warning", "demotion-pending", "the old active side has not confirmed that it stepped back"
+            )
+        )
+    if item.state is ItemState.PROTECTED:
+        rpo = None if item.last_point_time is None else (now - item.last_point_time).total_seconds()
+        if rpo is None or rpo > policy.rpo_threshold_s:
+            shown = "there is none" if rpo is None else f"{rpo:.0f} s old"
+            reasons.append(
+                Reason(
+                    "critical", "rpo", f"newest point: {shown}; the policy allows {policy.rpo_threshold_s} s"
+                )
+            )
+    error = (item.source_report or {}).get("error") or (item.target_report or {}).get("error")
+    if isinstance(error, dict) and item.deleted is None:
+        severity = "critical" if error.get("retry") == "never" else "warning"
+        reasons.append(
+            Reason(
+                severity,
+                str(error.get("code", "error")),
+                str(error.get("message", "replication has an error")),
+            )
+        )
+    reasons.extend(
+        Reason("critical", "node-silent", f"node {known[node_id].name} does not answer")
+        for node_id in (item.primary_node_id, item.recovery_node_id)
+        if known[node_id].silent and item.deleted is None
+    )
+    return sorted(reasons, key=lambda reason: (reason.severity != "critical", reason.code))
+
+
+def _level(reasons: list[Reason]) -> str:
+    if any(reason.severity == "critical" for reason in reasons):
+        return "critical"
+    return "warning" if reasons else "normal"
+
+
+def _report(report: dict[str, Any] | None, time: datetime | None, now: datetime) -> dict[str, Any] | None:
+    if report is None or time is None:
+        return None
+    age = max(0.0, (now - time).total_seconds())
+    return {key: value for key, value in report.items() if key != "item"} | {
+        "age_s": age,
+        "fresh": age <= REPORT_FRESH_S,
+    }
+
+
+def _point(point: Point) -> dict[str, Any]:
+    return {
+        "sequence": point.sequence,
+        "epoch": point.epoch,
+        "time": point.time,
+        "digest": point.digest,
+        "kind": point.kind,
+        "consistency": point.consistency,
+        "changed": point.changed,
+    }
+
+
+def _job(job: Job, now: datetime) -> dict[str, Any]:
+    end = job.ended or now
+    return {
+        "id": job.id,
+        "operation": job.operation,
+        "item": job.item_name,
+        "item_id": job.item_id,
+        "state": job.state.value,
+        "progress": job.progress,
+        "requested_by": job.requested_by,
+        "parameters": job.parameters,
+        "created": job.created,
+        "started": job.started,
+        "ended": job.ended,
+        "seconds": None if job.started is None else (end - job.started).total_seconds(),
+        "error": job.error,
+        "result": job.result,
+    }
+
+
+def _task(task: Task) -> dict[str, Any]:
+    return {
+        "ordinal": task.ordinal,
+        "name": task.name,
+        "state": task.state.value,
+        "progress": task.progress,
+        "error": task.error,
+        "started": task.started,
+        "ended": task.ended,
+    }
+
+
+def _node(tx: Transaction, node: Node, now: datetime, names: _Names) -> dict[str, Any]:
+    return {
+        "id": node.id,
+        "name": node.name,
+        "site": names.sites[node.site_id],
+        "roles": node.roles,
+        "data_address": node.data_address,
+        "storage": node.storage,
+        "version": node.version,
+        "enrolled": node.enrolled,
+        "last_seen": node.last_seen,
+        "seen_s": None if node.last_seen is None else max(0.0, (now - node.last_seen).total_seconds()),
+        "alive": node.last_seen is not None and not node.silent and not node.revoked,
+        "revoked": node.revoked,
+        "host": (node.inventory or {}).get("host"),
+        "vms": len((node.inventory or {}).get("vms", [])),
+        "items": items.count_of_node(tx, node.id),
+        "inventory_time": node.inventory_time,
+    }
+
+
+OPERATION_NAMES: Final = tuple(operation.value for operation in Operation)
