@@ -20,6 +20,8 @@ class MemoryDisk:
         self._block = block
         self.fail_from: int | None = None
         self.failure: Exception = OSError(5, "the disk failed")
+        self.asked = 0
+        """Bytes that extents were asked for, in all."""
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         if self.fail_from is not None and offset + len(buffer) > self.fail_from:
@@ -30,6 +32,7 @@ class MemoryDisk:
         """One extent for each block, never merged, and the first and last not clipped."""
         if self.fail_from is not None:
             raise self.failure
+        self.asked += length
         for at in range(offset - offset % self._block, offset + length, self._block):
             part = self.content[at : at + self._block]
             yield Extent(at, self._block, not any(part))
