@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from secondsite.lab.guest.builder import GuestFiles
 from secondsite.lab.hypervisor import Hypervisor
+from support.guests import built_guest
 from support.hypervisors import HypervisorPair, running_pair
 from support.leftovers import Leftovers, short_folder
 
@@ -39,3 +41,9 @@ def hypervisor_pair() -> Iterator[HypervisorPair]:
 def hypervisor(hypervisor_pair: HypervisorPair) -> Hypervisor:
     """One running hypervisor: the pair's primary one."""
     return hypervisor_pair.primary
+
+
+@pytest.fixture(scope="session")
+def guest_files(hypervisor_pair: HypervisorPair) -> GuestFiles:
+    """The lab guest's kernel and initrd; support.guests.running_guest starts one."""
+    return built_guest(hypervisor_pair.primary.directory.parent)

@@ -36,13 +36,14 @@ def short_folder() -> Iterator[Path]:
 class Leftovers:
     """Marks this process, so that its later children can be recognised."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, patience_s: float = 2.0) -> None:
+        self._patience_s = patience_s
         self._mark = f"{_VARIABLE}={secrets.token_hex(8)}"
         os.environ[_VARIABLE] = self._mark.partition("=")[2]
 
     def end_and_describe(self) -> list[str]:
-        """Give late ones two seconds, end what still runs, and return a line about each."""
-        late = processes.wait_until_gone(self._find(), 2.0)
+        """Give late ones a little time, end what still runs, and return a line about each."""
+        late = processes.wait_until_gone(self._find(), self._patience_s)
         lines = [f"  {process.pid}: {' '.join(process.command_line)[:200]}" for process in late]
         processes.end(late, grace_s=1.0)
         return lines
