@@ -1,13 +1,13 @@
 """A node's own settings, and the folders that everything else stands in.
 
-    <state>/node.json        who we are, where the service is (written once, by enrolment)
-            identity/        key.pem, cert.pem, ca.pem
-            commands/        results of the service's commands, by id
-            items/<item>/    see records.py
-            run/             sockets, pid files, logs of views
-    <storage>/secondsite/journals/<item>/    journals
-                         replicas/<item>/    overlays of tests and failed-over machines
-                         scratch/            scratch of running captures
+<state>/node.json        who we are, where the service is (written once, by enrolment)
+        identity/        key.pem, cert.pem, ca.pem
+        commands/        results of the service's commands, by id
+        items/<item>/    see records.py
+        run/             sockets, pid files, logs of views
+<storage>/secondsite/journals/<item>/    journals
+                     replicas/<item>/    overlays of tests and failed-over machines
+                     scratch/            scratch of running captures
 """
 
 from __future__ import annotations

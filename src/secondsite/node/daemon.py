@@ -17,7 +17,10 @@ from typing import Any
 import structlog
 
 from secondsite import durable
-from secondsite.capture.libvirt import adopt_checkpoint, capture_for
+from secondsite.capture.checkpoints import adopt_checkpoint
+from secondsite.capture.machine import Machine
+from secondsite.capture.port import Capture
+from secondsite.capture.select import capture_for
 from secondsite.fabric.libvirt import LibvirtFabric
 from secondsite.fabric.port import Fabric
 from secondsite.model.ids import NodeId
@@ -62,7 +65,7 @@ class NodeDaemon:
         open_base = base_opener(folders.run)
         self.journals = Journals(folders.journal, open_base)
 
-        def sender(record: ItemRecord) -> Sender:
+        def sender(record: ItemRecord, cancelled: threading.Event) -> Sender:
             assert record.peer is not None
             return Sender(
                 Endpoint(record.peer.host, record.peer.port, record.peer.node),
@@ -71,15 +74,18 @@ class NodeDaemon:
                 record.epoch,
                 limiter=self._limiter(record),
                 compression=record.policy.compression,
+                cancelled=cancelled,
             )
 
+        def capture(record: ItemRecord) -> Capture:
+            return capture_for(self.config.fabric, record.vm, record.disks, _scratch(folders, record))
+
         adapters = Adapters(
-            capture=lambda record: capture_for(
-                self.config.fabric, record.vm, record.disks, scratch=folders.scratch
-            ),
+            capture=capture,
             sender=sender,
+            definition=lambda record: self.fabric.definition(record.vm),
             adopt_checkpoint=lambda record, name: adopt_checkpoint(
-                self.config.fabric, record.vm, name, record.disks
+                Machine(self.config.fabric, record.vm, record.disks), name, lambda: datetime.now(UTC)
             ),
         )
         self.replicators = Replicators(self.items, adapters)
@@ -133,6 +139,15 @@ class NodeDaemon:
         if bucket is None or bucket.rate != limit:
             bucket = self._limiters[record.item] = TokenBucket(limit)
         return bucket
+
+
+def _scratch(folders: Folders, record: ItemRecord) -> Path:
+    """The item's scratch folder. QEMU, perhaps another user, must be able to create in it; nobody need list it."""
+    folder = folders.scratch / record.item.replace("-", "")[:16]
+    if not folder.exists():
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o733)
+    return folder
 
 
 def run(state: Path, ready: Callable[[Mapping[str, Any]], None] | None = None) -> None:

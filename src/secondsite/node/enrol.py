@@ -60,11 +60,8 @@ def enrol(state: Path, request: EnrolRequest) -> NodeConfig:
     ca = fetch_ca(request.service_host, request.service_port, parts[2])
     key, csr = make_key_and_csr(request.name)
     state.mkdir(parents=True, exist_ok=True)
-    identity = state / "identity"
-    identity.mkdir(exist_ok=True)
-    (identity / "ca.pem").write_bytes(ca)
     endpoint = Endpoint(request.service_host, request.service_port, SERVICE)
-    with JsonClient(endpoint, CaOnly(identity / "ca.pem")) as client:
+    with JsonClient(endpoint, CaOnly(ca)) as client:
         answer = client.post(
             "/node/v1/enrol",
             {
@@ -77,7 +74,7 @@ def enrol(state: Path, request: EnrolRequest) -> NodeConfig:
                 "version": __version__,
             },
         )
-    Credentials.write(identity, key=key, certificate=str(answer["certificate"]).encode(), ca=ca)
+    Credentials.write(state / "identity", key=key, certificate=str(answer["certificate"]).encode(), ca=ca)
     config = NodeConfig(
         node=NodeId(str(answer["node"])),
         name=request.name,

@@ -20,12 +20,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-
 from secondsite import durable
 from secondsite.errors import ConflictError, CorruptError, NotFoundError, StaleEpochError
 from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId, NodeId, Sequence, parse_item_id
 from secondsite.model.policy import Policy
-
 
 T = TypeVar("T")
 
@@ -34,7 +32,9 @@ class Role(StrEnum):
     """What this node is for the item."""
 
     SOURCE = "source"  # its machine runs here (or is off) and is replicated from here
-    PREPARING = "preparing"  # a planned failover has begun: the guest is being shut down, the last changes shipped
+    PREPARING = (
+        "preparing"  # a planned failover has begun: the guest is being shut down, the last changes shipped
+    )
     PREPARED = "prepared"  # the last point is sealed, the machine is off and locked
     STANDBY = "standby"  # another side took over; the machine is kept, off and locked
     TARGET = "target"  # keeps the journal

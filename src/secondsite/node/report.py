@@ -40,7 +40,7 @@ class Reporter:
         self._lock = threading.Lock()
         self._sent: dict[ItemId, frozenset[Digest]] = {}
 
-    def make(self, with_inventory: bool) -> Mapping[str, Any]:  # noqa: FBT001 - the channel's callback
+    def make(self, with_inventory: bool) -> Mapping[str, Any]:
         """Return the report's body."""
         body: dict[str, Any] = {"items": [], "points": {}, "events": []}
         for record in self._items.all():

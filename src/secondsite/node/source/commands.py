@@ -38,7 +38,7 @@ class SourceCommands:
             "source.stop": self.stop,
         }
 
-    def start(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+    def start(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Begin to replicate: from nothing, or (resume) from the point that the failover left."""
         item, args = _item(command), command.args
         record = self.items.find(item)
@@ -103,7 +103,7 @@ class SourceCommands:
             failover=None,
         )
 
-    def policy(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+    def policy(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Take a changed policy; the next cycle follows it."""
         item = _item(command)
         self.items.change(item, policy=Policy(**command.args["policy"]))
@@ -134,7 +134,7 @@ class SourceCommands:
         assert acked is not None
         return {"sequence": acked.sequence, "digest": acked.digest, "time": acked.time}
 
-    def release(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+    def release(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Undo prepare: unlock, start the guest, replicate on (under a raised epoch if the service says so)."""
         item = _item(command)
         record = self.items.get(item)
@@ -147,7 +147,7 @@ class SourceCommands:
         self.replicators.start(item)
         return {}
 
-    def demote(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+    def demote(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Step down: another side has the item now."""
         item = _item(command)
         record = self.items.get(item)
@@ -155,7 +155,7 @@ class SourceCommands:
         self.items.change(item, role=Role.STANDBY, epoch=Epoch(int(command.args["new_epoch"])))
         return {}
 
-    def stop(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+    def stop(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Forget the item; the machine stays as it is, without our checkpoints."""
         item = _item(command)
         record = self.items.find(item)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import blake3
+import numpy as np
 import structlog
 
 from secondsite import durable
@@ -30,15 +31,25 @@ from secondsite.blocks import DigestTable
 from secondsite.capture.parts import Mode, Part, SpoolBudget, produce
 from secondsite.capture.pending import PendingRecord
 from secondsite.capture.port import Capture, Snapshot
-from secondsite.errors import OutOfSequenceError, StaleEpochError, TrackingLostError
+from secondsite.errors import CorruptError, OutOfSequenceError, StaleEpochError, TrackingLostError
 from secondsite.model.ids import Digest, DiskKey, Sequence, parse_digest
-from secondsite.model.manifest import Consistency, DiskPoint, FileRef, Manifest, PointKind, format_time
+from secondsite.model.manifest import (
+    Consistency,
+    DiskPoint,
+    FileRef,
+    Manifest,
+    PointKind,
+    VmDefinition,
+    format_time,
+)
 from secondsite.model.units import BLOCK, MIB, PART_DATA_MAX
 from secondsite.node.records import Acked, ItemRecord, ItemStore
-from secondsite.ship.sender import Sender
+from secondsite.ship.protocol import CellRange, PartKind
+from secondsite.ship.sender import Outgoing, Sender
 
 log = structlog.get_logger(__name__)
 
+_FETCH_CELLS: Final = 1 << 20
 INITIAL_BATCH: Final = 256 * MIB
 """Data bytes between two advances of the table while the initial replication runs."""
 
@@ -74,6 +85,8 @@ class Ports(Protocol):
     monotonic: Callable[[], float]
 
     def capture(self, record: ItemRecord) -> Capture: ...
+
+    def definition(self, record: ItemRecord) -> VmDefinition: ...
 
     def sender(self, record: ItemRecord) -> Sender: ...
 
@@ -167,11 +180,7 @@ class Cycle:
         self._ports.items.count(record.item, "relearned")
         with self._tables(record) as tables:
             for disk, table in tables.items():
-                first = 0
-                for cells in sender.digests(disk, table.disk_size):
-                    table.put(first, cells)
-                    first += len(cells)
-                table.sync()
+                _fetch_table(sender, disk, table)
         acked = Acked(sequence, digest, format_time(self._ports.clock()), checkpoint="")
         self._ports.items.change(record.item, acked=acked)
         PendingRecord.discard(self._pending_path)
@@ -182,7 +191,7 @@ class Cycle:
         self, record: ItemRecord, sender: Sender, consistency: Consistency, started: float
     ) -> CycleOutcome:
         capture = self._ports.capture(record)
-        wire_before = sender.progress.wire_bytes
+        wire_before = sender.progress.view().wire
         name = f"ss-{uuid.uuid4().hex[:12]}"
         with ExitStack() as stack:
             snapshot, record = self._snapshot(stack, capture, record, name)
@@ -192,7 +201,7 @@ class Cycle:
                 parts = self._ship_initial(record, sender, snapshot, tables)
                 pending: list[Part] = []
             else:
-                pending, parts = self._ship_changes(record, sender, snapshot, tables, stack)
+                pending, parts = self._ship_changes(record, sender, snapshot, tables)
             # Raises if the bytes turn out not to be one instant: before anything is sealed.
             snapshot.close()
             manifest = self._manifest(record, snapshot, parts, consistency)
@@ -206,7 +215,7 @@ class Cycle:
         capture.forget(keep={promise.checkpoint} - {""})
         changed = sum(disk.changed for disk in parts.values())
         self._ports.items.count(record.item, "bytes_changed", changed)
-        shipped = sender.progress.wire_bytes - wire_before
+        shipped = sender.progress.view().wire - wire_before
         self._ports.items.count(record.item, "bytes_shipped", shipped)
         self._ports.items.count(record.item, "cycles")
         return CycleOutcome(
@@ -244,9 +253,11 @@ class Cycle:
         budget = SpoolBudget(INITIAL_BATCH)
         for disk in record.disks:
             state = result[disk] = _DiskParts(snapshot.disks[disk].size)
-            produced = self._produce(snapshot, disk, tables, Mode.COMPARE, budget)
+            produced = self._produce(
+                snapshot, disk, tables, Mode.COMPARE, budget, sender.suggested_part_size()
+            )
             for batch in _batches(produced, INITIAL_BATCH // 2):
-                sender.send(batch, on_sent=lambda part: self._sent(budget, part))
+                sender.send([_outgoing(part) for part in batch], lambda sent: _spooled_away(budget, sent))
                 promise = PendingRecord.of(Sequence(0), Digest(""), "", batch)
                 promise.save(self._pending_path)
                 sender.apply_initial(disk, [part.digest for part in batch])
@@ -261,29 +272,29 @@ class Cycle:
         sender: Sender,
         snapshot: Snapshot,
         tables: Mapping[DiskKey, DigestTable],
-        stack: ExitStack,
     ) -> tuple[list[Part], dict[DiskKey, _DiskParts]]:
         mode = Mode.COMPARE if self.kind is PointKind.RESYNC else Mode.CHANGED
         if mode is Mode.COMPARE:
             self._ports.items.count(record.item, "resyncs")
         budget = SpoolBudget(4 * PART_DATA_MAX)
+        part_size = sender.suggested_part_size()
         kept: list[Part] = []
         result = {disk: _DiskParts(snapshot.disks[disk].size) for disk in record.disks}
 
-        def parts() -> Iterator[Part]:
+        def parts() -> Iterator[Outgoing]:
             for disk in record.disks:
-                for part in self._produce(snapshot, disk, tables, mode, budget):
+                for part in self._produce(snapshot, disk, tables, mode, budget, part_size):
                     state = result[disk]
                     (state.logs if part.kind == "hrl" else state.zeros).append(
                         FileRef(part.digest, part.length)
                     )
                     state.changed += part.changed
                     kept.append(part)
-                    yield part
+                    yield _outgoing(part)
             # All is read: let the guest's writes go without a copy while the rest is on the wire.
             snapshot.close()
 
-        sender.send(parts(), on_sent=lambda part: self._sent(budget, part))
+        sender.send(parts(), lambda sent: _spooled_away(budget, sent))
         return kept, result
 
     def _produce(
@@ -293,6 +304,7 @@ class Cycle:
         tables: Mapping[DiskKey, DigestTable],
         mode: Mode,
         budget: SpoolBudget,
+        part_size: int,
     ) -> Iterator[Part]:
         return produce(
             snapshot.disks[disk],
@@ -300,8 +312,10 @@ class Cycle:
             tables[disk],
             mode,
             self._spool,
-            budget=budget,
+            digest_key=self._ports.items.get(self._item).key,
             time=snapshot.time,
+            part_size=part_size,
+            budget=budget,
             progress=self._ports.progress,
             cancelled=self._ports.cancelled,
         )
@@ -326,12 +340,13 @@ class Cycle:
                 disk: DiskPoint(
                     size=state.size,
                     logs=tuple(state.logs),
-                    zeros=state.zeros[0] if state.zeros else None,
+                    zeros=_only(state.zeros),
                     changed=state.changed,
                 )
                 for disk, state in parts.items()
             },
-            vm=snapshot.definition,
+            # From the fabric, not the snapshot: a machine that is locked for a failover is described unlocked.
+            vm=self._ports.definition(record),
         )
 
     def _acknowledge(
@@ -368,10 +383,6 @@ class Cycle:
     def _tables(self, record: ItemRecord) -> OpenTables:
         return OpenTables(self._folder / "digests", record)
 
-    def _sent(self, budget: SpoolBudget, part: Part) -> None:
-        part.path.unlink(missing_ok=True)
-        budget.release(part.length)
-
     def _clean_spool(self) -> None:
         self._spool.mkdir(exist_ok=True)
         for path in self._spool.iterdir():
@@ -401,6 +412,37 @@ class OpenTables:
         self._stack.close()
 
 
+def _outgoing(part: Part) -> Outgoing:
+    return Outgoing(part.digest, PartKind(part.kind), part.path, part.length)
+
+
+def _spooled_away(budget: SpoolBudget, sent: Outgoing) -> None:
+    sent.path.unlink(missing_ok=True)
+    budget.release(sent.length)
+
+
+def _only(files: list[FileRef]) -> FileRef | None:
+    """A point has one list of zero extents per disk; dropping a second one would corrupt it."""
+    if len(files) > 1:
+        raise CorruptError("a disk has more than one list of zero extents")
+    return files[0] if files else None
+
+
+def _fetch_table(sender: Sender, disk: DiskKey, table: DigestTable) -> None:
+    """Fill a table with what the target holds at its last point."""
+    cells = -(-table.disk_size // BLOCK)
+    first = 0
+    ranges = [CellRange(at, min(_FETCH_CELLS, cells - at)) for at in range(0, cells, _FETCH_CELLS)]
+    for data in sender.digests(disk, ranges):
+        digests = np.frombuffer(data, dtype="<u8")
+        if digests.any():
+            table.put(first, digests)
+        else:
+            table.fill_zero(first, len(digests))
+        first += len(digests)
+    table.sync()
+
+
 def _kind(record: ItemRecord) -> PointKind:
     if record.acked is None:
         return PointKind.INITIAL
@@ -416,5 +458,3 @@ def _batches(parts: Iterable[Part], limit: int) -> Iterator[list[Part]]:
             batch = []
     if batch:
         yield batch
-
-

@@ -20,15 +20,13 @@ import structlog
 from secondsite.capture.port import Capture
 from secondsite.errors import ConflictError, SecondSiteError, StaleEpochError
 from secondsite.model.ids import ItemId
-from secondsite.model.manifest import Consistency, PointKind
+from secondsite.model.manifest import Consistency, PointKind, VmDefinition
 from secondsite.node.executor import Progress
 from secondsite.node.records import ItemRecord, ItemStore, Role
 from secondsite.node.source.cycle import Cycle, CycleOutcome
-from secondsite.ship.backoff import CycleBackoff
+from secondsite.ship.backoff import EAGER_STEPS_S, CycleBackoff
 from secondsite.ship.sender import Sender
 
-RETRY_STEPS_S: Final = (1, 2, 5, 10, 30, 60, 120, 240, 480, 600, 1800)
-"""Quick at first, for a peer that restarts; then the field's minutes (1, 2, 4, 8, 10, then every 30)."""
 HISTORY: Final = 720
 
 log = structlog.get_logger(__name__)
@@ -39,7 +37,8 @@ class Adapters:
     """What the composition root gives a replicator."""
 
     capture: Callable[[ItemRecord], Capture]
-    sender: Callable[[ItemRecord], Sender]
+    sender: Callable[[ItemRecord, threading.Event], Sender]
+    definition: Callable[[ItemRecord], VmDefinition]
     adopt_checkpoint: Callable[[ItemRecord, str], None]
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     monotonic: Callable[[], float] = time.monotonic
@@ -72,10 +71,14 @@ class Replicator:
         """Return the capture that fits the machine's power state now."""
         return self._adapters.capture(record)
 
+    def definition(self, record: ItemRecord) -> VmDefinition:
+        """Return the machine's definition, without our lock on it."""
+        return self._adapters.definition(record)
+
     def sender(self, record: ItemRecord) -> Sender:
         """Return the kept sender; a failed cycle drops it."""
         if self._sender is None:
-            self._sender = self._adapters.sender(record)
+            self._sender = self._adapters.sender(record, self._stop)
         return self._sender
 
     def progress(self, done: int, total: int | None) -> None:
@@ -142,11 +145,12 @@ class Replicator:
         sender = self._sender
         progress = None
         if self._running and sender is not None:
+            view = sender.progress.view()
             progress = {
                 "bytes": self._done,
                 "total_bytes": self._total,
-                "rate": sender.progress.rate,
-                "eta_s": self._eta(sender),
+                "rate": round(view.rate),
+                "eta_s": self._eta(view.rate),
             }
         last = self.outcomes[-1] if self.outcomes else None
         return {
@@ -170,13 +174,13 @@ class Replicator:
     # -- the loop ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        backoff = CycleBackoff(steps_s=RETRY_STEPS_S)
+        backoff = CycleBackoff(EAGER_STEPS_S)
         due = self.monotonic()
         while not self._stop.is_set():
             interval = self.items.get(self.item).policy.copy_frequency_s
             try:
                 self._once(Consistency.CRASH)
-                backoff.reset()
+                backoff.succeeded()
                 due += interval
                 if due < self.monotonic():
                     self.items.count(self.item, "missed_cycles")
@@ -221,7 +225,7 @@ class Replicator:
     def _failed(self, error: SecondSiteError, backoff: CycleBackoff) -> None:
         self.error = error
         self.items.count(self.item, "failed_cycles")
-        wait_s = backoff.next()
+        wait_s = backoff.failed()
         log.warning("a cycle failed", item=self.item, retry_in_s=wait_s, error=error.to_dict())
         self._retry_at = self.monotonic() + wait_s
         self._pause(self._retry_at)
@@ -238,8 +242,7 @@ class Replicator:
             self._sender.close()
             self._sender = None
 
-    def _eta(self, sender: Sender) -> float | None:
-        rate = sender.progress.rate
+    def _eta(self, rate: float) -> float | None:
         if not rate or self._total is None:
             return None
         return round(max(0, self._total - self._done) / rate, 1)

@@ -51,7 +51,7 @@ class TargetCommands:
             "standby.remove": self.remove_standby,
         }
 
-    def create(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+    def create(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Make a fresh journal: all zeros, no point."""
         item, args = _item(command), command.args
         disks = {parse_disk_key(key): int(size) for key, size in args["disks"].items()}
@@ -80,7 +80,7 @@ class TargetCommands:
         self.items.put(record)
         return {}
 
-    def adopt(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+    def adopt(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Become the target again: the old machine's disks, which hold the last point, are the journal's base."""
         item, args = _item(command), command.args
         record = self.items.get(item)
@@ -127,12 +127,12 @@ class TargetCommands:
             )
         return {}
 
-    def policy(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+    def policy(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Take a changed policy; retention follows it at its next round."""
         self.items.change(_item(command), policy=Policy(**command.args["policy"]))
         return {}
 
-    def test_start(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+    def test_start(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Start the test's machine."""
         args = command.args
         test = self.replicas.start_test(
@@ -140,12 +140,12 @@ class TargetCommands:
         )
         return self._describe(command, test)
 
-    def test_cleanup(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+    def test_cleanup(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Remove the test."""
         self.replicas.remove_test(_item(command))
         return {}
 
-    def failover(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+    def failover(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Take the item over."""
         item, args = _item(command), command.args
         digest: Digest | None = parse_digest(args["digest"]) if args.get("digest") else None
@@ -160,7 +160,7 @@ class TargetCommands:
         self.settler.start(item)
         return self._describe(command, failover)
 
-    def abandon(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+    def abandon(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Undo a failover that did not come to its end."""
         self.replicas.abandon(_item(command), Epoch(int(command.args["epoch"])))
         return {}
@@ -177,7 +177,7 @@ class TargetCommands:
         self.items.change(item, images={})
         return {}
 
-    def remove(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+    def remove(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Forget the item on the target's side; with `delete_replica`, old disks that served as base go, too."""
         item = _item(command)
         record = self.items.find(item)
@@ -194,7 +194,7 @@ class TargetCommands:
         self.items.remove(item)
         return {}
 
-    def remove_standby(self, command: Command, _progress: Progress) -> Mapping[str, Any]:
+    def remove_standby(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Forget the item where its machine used to run; the machine is kept, off, unless `delete_replica`."""
         item = _item(command)
         record = self.items.find(item)

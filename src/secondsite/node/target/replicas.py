@@ -16,7 +16,13 @@ from pathlib import Path
 import structlog
 
 from secondsite import durable
-from secondsite.errors import ConflictError, OperationRefusedError, OutOfSequenceError, SecondSiteError
+from secondsite.errors import (
+    ConflictError,
+    NotFoundError,
+    OperationRefusedError,
+    OutOfSequenceError,
+    SecondSiteError,
+)
 from secondsite.fabric.port import DiskSource, Fabric, Labels, NbdBacking, ReplicaRole, ReplicaSpec
 from secondsite.journal import Journal
 from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId, Sequence
@@ -60,7 +66,7 @@ class Replicas:
         journal = self._journals.get(item)
         manifest = _manifest(journal, sequence)
         journal.pin(manifest.sequence, TEST_PIN)
-        digest = journal.digest(manifest.sequence)
+        digest = _digest(journal, manifest.sequence)
         test = Replica("", name, manifest.sequence, digest, socket=self._views.new_name())
         self._items.change(item, test=test)
         try:
@@ -105,7 +111,7 @@ class Replicas:
             return record.failover
         journal = self._journals.get(item)
         manifest = _manifest(journal, record.failover.sequence if record.failover else sequence)
-        found = journal.digest(manifest.sequence)
+        found = _digest(journal, manifest.sequence)
         if digest is not None and found != digest:
             raise OutOfSequenceError(
                 f"point {manifest.sequence} of {record.name} is not the one that the source sealed",
@@ -292,6 +298,13 @@ class Settler:
         except Exception as error:
             log.exception("settling broke", item=item)
             self._errors[item] = SecondSiteError(f"settling broke: {error}")
+
+
+def _digest(journal: Journal, sequence: Sequence) -> Digest:
+    for point in reversed(journal.points()):
+        if point.sequence == sequence:
+            return point.digest
+    raise NotFoundError(f"{journal.name} has no recovery point {sequence}", item=journal.item)
 
 
 def _manifest(journal: Journal, sequence: Sequence | None) -> Manifest:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 from secondsite import processes
-from secondsite.errors import UnavailableError
 from secondsite.model.ids import Sequence
 
 READY_S: Final = 60.0
@@ -61,7 +60,8 @@ class Views:
         """Have the point served; return the socket once it answers. Starting it twice is harmless.
 
         Raises:
-            UnavailableError: it did not answer in time; the message ends with the last line of its log.
+            UnavailableError: it ended at once; the message ends with its last words.
+            TimeoutExceededError: it does not answer.
         """
         place = self.place(name)
         with self._lock:
@@ -71,13 +71,13 @@ class Views:
                 argv += ["--sequence", str(sequence), "--socket", str(place.socket), "--mode", "0666"]
                 argv += ["--run-dir", str(self._run)]
                 running = processes.spawn(argv, pid_file=place.pid_file, log_file=place.log_file)
-            try:
-                processes.wait_ready(lambda: _answers(place.socket), running, timeout_s=READY_S)
-            except UnavailableError as error:
-                raise UnavailableError(
-                    f"the view of point {sequence} did not start: {_last_line(place.log_file)}",
-                    hint="secondsite journal verify tells whether the journal is sound",
-                ) from error
+            processes.wait_ready(
+                lambda: _answers(place.socket),
+                ref=running,
+                what=f"the view of point {sequence}",
+                log_file=place.log_file,
+                timeout_s=READY_S,
+            )
         return place.socket
 
     def alive(self, name: str) -> bool:
@@ -105,11 +105,3 @@ def _answers(path: Path) -> bool:
             return client.recv(8) == b"NBDMAGIC"
         except OSError:
             return False
-
-
-def _last_line(path: Path) -> str:
-    try:
-        lines = path.read_text(errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    return lines[-1] if lines else "it wrote nothing"

@@ -1,0 +1,95 @@
+"""A client of the service's people's face: REST under /api/v1, a bearer token, the vault's own CA.
+
+Raises RemoteError with the service's own code and hint; UnavailableError when it does not answer.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from secondsite.errors import InvalidInputError, RemoteError, UnauthenticatedError, UnavailableError
+
+TIMEOUT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Where the service is and what we show it. `ca` is a file, or None for the system's authorities."""
+
+    url: str
+    token: str
+    ca: Path | None
+
+
+class ApiClient:
+    """Calls under /api/v1. Raises RemoteError with the service's own code and hint."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        verify: ssl.SSLContext | bool = True
+        if connection.ca is not None:
+            try:
+                verify = ssl.create_default_context(cafile=str(connection.ca))
+            except (OSError, ssl.SSLError) as error:
+                raise InvalidInputError(
+                    f"the CA file {connection.ca} does not load: {error}", hint="take ca.pem of the vault"
+                ) from error
+        self._http = httpx.Client(
+            base_url=f"{connection.url}/api/v1",
+            headers={"Authorization": f"Bearer {connection.token}"},
+            verify=verify,
+            timeout=TIMEOUT_S,
+            trust_env=False,
+        )
+
+    def get(self, path: str, **params: Any) -> Any:
+        """GET and return the JSON body."""
+        return self._call("GET", path, params={k: v for k, v in params.items() if v is not None})
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """POST and return the JSON body."""
+        return self._call("POST", path, json=body or {})
+
+    def put(self, path: str, body: Mapping[str, Any]) -> Any:
+        """PUT and return the JSON body."""
+        return self._call("PUT", path, json=body)
+
+    def patch(self, path: str, body: Mapping[str, Any]) -> Any:
+        """PATCH and return the JSON body."""
+        return self._call("PATCH", path, json=body)
+
+    def delete(self, path: str) -> Any:
+        """DELETE and return the JSON body."""
+        return self._call("DELETE", path)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def _call(self, method: str, path: str, **kwargs: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **kwargs)
+        except httpx.HTTPError as error:
+            raise UnavailableError(
+                f"{self._connection.url} does not answer: {error}",
+                hint="is the service running, and is this its address and CA?",
+            ) from error
+        if response.is_success:
+            return response.json() if response.content else {}
+        try:
+            fields = response.json()["error"]
+        except (ValueError, KeyError, TypeError):
+            fields = None
+        if not isinstance(fields, dict):
+            raise UnavailableError(
+                f"{self._connection.url} answered {response.status_code} without an error that we know"
+            )
+        if response.status_code == 401:
+            raise UnauthenticatedError(str(fields.get("message")), hint=str(fields.get("hint", "")))
+        raise RemoteError(fields)
