@@ -1,0 +1,82 @@
+"""The record of parts of the initial replication that are in the base already, so that a lost answer can be repeated.
+
+Records of 74 bytes: digest, blank, CRC-32 of the digest in 8 hex digits, newline. What it promises: what `add` was given is
+there after a cut; a torn last record is ignored, any other damage is CorruptError. It ends with the first point.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from secondsite import durable
+from secondsite.errors import CorruptError
+from secondsite.model.ids import Digest
+
+RECORD: Final = 74
+
+
+class AppliedParts:
+    """The file `applied`. One thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: set[Digest] | None = None
+
+    def __contains__(self, digest: Digest) -> bool:
+        if self._known is None:
+            self._known = set(self.load())
+        return digest in self._known
+
+    def add(self, digests: Iterable[Digest]) -> None:
+        """Append records, durably."""
+        digests = list(digests)
+        self._known = None  # read again if this fails half-way
+        data = b"".join(_encode(digest) for digest in digests)
+        existed = self.path.exists()
+        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            with durable.naming_full_disk(self.path):
+                at = os.fstat(fd).st_size // RECORD * RECORD  # over a torn record
+                while data:
+                    written = os.pwrite(fd, data, at)
+                    data, at = data[written:], at + written
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        if not existed:
+            durable.fsync_dir(self.path.parent)
+
+    def load(self) -> list[Digest]:
+        """Read all records. Raises CorruptError."""
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return []
+        digests: list[Digest] = []
+        for at in range(0, len(data) - RECORD + 1, RECORD):
+            record = data[at : at + RECORD]
+            digest = Digest(record[:64].decode("ascii", "replace"))
+            if record != _encode(digest):
+                raise CorruptError(
+                    f"record {at // RECORD} of {self.path.name} is damaged",
+                    hint="start the initial replication again",
+                    path=str(self.path),
+                )
+            digests.append(digest)
+        return digests
+
+    def remove(self) -> None:
+        """Remove the file; without one nothing happens."""
+        self._known = None
+        if self.path.exists():
+            self.path.unlink()
+            durable.fsync_dir(self.path.parent)
+
+
+def _encode(digest: Digest) -> bytes:
+    raw = digest.encode("utf-8", "replace")
+    return b"%s %08x\n" % (raw, zlib.crc32(raw))

@@ -1,0 +1,133 @@
+"""What all operations on a journal share: its paths, its documents, its points and its files. No locks, no decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from secondsite.blocks import DigestTable
+from secondsite.errors import CorruptError, NotFoundError
+from secondsite.hrl.index import ExtentIndex
+from secondsite.journal import documents
+from secondsite.journal.applied import AppliedParts
+from secondsite.journal.base import Base, BaseSpec, OpenBase
+from secondsite.journal.documents import BaseState, Identity
+from secondsite.journal.logs import LogStore, StoredFile, files_of
+from secondsite.journal.pins import PinStore
+from secondsite.journal.points import Chain, PointStore, StoredPoint
+from secondsite.model.ids import DiskKey, Epoch, Sequence
+
+
+class Store:
+    """A journal's folder, opened."""
+
+    def __init__(self, folder: Path, identity: Identity, open_base: OpenBase) -> None:
+        self.folder = folder
+        self.identity = identity
+        self._open_base = open_base
+        self.points = PointStore(folder / "points")
+        self.logs = LogStore(folder / "logs", self.incoming, [spec.size for spec in identity.disks.values()])
+        self.pins = PinStore(folder / "pins")
+        self.applied = AppliedParts(folder / "applied")
+
+    @property
+    def incoming(self) -> Path:
+        return self.folder / "incoming"
+
+    @property
+    def bases(self) -> Path:
+        return self.folder / "base"
+
+    @property
+    def key(self) -> bytes:
+        return self.identity.key
+
+    def size(self, disk: DiskKey) -> int:
+        """Return a disk's size in bytes, or raise NotFoundError."""
+        return self._spec(disk).size
+
+    def epoch(self) -> Epoch:
+        return documents.load_epoch(self.folder / "epoch.json")
+
+    def write_epoch(self, epoch: Epoch) -> None:
+        documents.replace(self.folder / "epoch.json", documents.encode_epoch(epoch))
+
+    def base_state(self) -> BaseState:
+        return documents.load_base_state(self.folder / "base.json")
+
+    def write_base_state(self, state: BaseState) -> None:
+        documents.replace(self.folder / "base.json", documents.encode_base_state(state))
+
+    def chain(self) -> tuple[BaseState, Chain]:
+        """Return the state of the base and the chain on it, as they were at one instant."""
+        state = self.base_state()
+        while True:
+            chain = self.points.chain(state)
+            again = self.base_state()
+            if again == state:
+                return state, chain
+            state = again
+
+    def open_base(self, disk: DiskKey, *, writable: bool) -> Base:
+        return self._open_base(self._spec(disk), writable)
+
+    def open_table(self, disk: DiskKey, *, writable: bool) -> DigestTable:
+        """Open a disk's digest table; a missing one, or one of another disk's size, is damage."""
+        path = self.table_path(disk)
+        try:
+            table = DigestTable.open(path, self.key, writable=writable)
+        except FileNotFoundError as error:
+            raise CorruptError(f"the digest table {path.name} is missing", path=str(path)) from error
+        if table.disk_size != self.size(disk):
+            table.close()
+            raise CorruptError(
+                f"the digest table {path.name} is one of {table.disk_size} bytes", path=str(path)
+            )
+        return table
+
+    def table_path(self, disk: DiskKey) -> Path:
+        return self.bases / f"{disk}.tbl"
+
+    def merged_index(
+        self, points: Iterable[StoredPoint], disk: DiskKey
+    ) -> tuple[ExtentIndex, list[tuple[StoredFile, Sequence]]]:
+        """Return what `points` (oldest first) changed on a disk, and the files by source number, with their points.
+
+        Raises:
+            CorruptError: a file is missing or malformed; has the attributes `point` and `disk`.
+        """
+        layers: list[ExtentIndex] = []
+        sources: list[tuple[StoredFile, Sequence]] = []
+        for point in points:
+            for file in files_of(point.manifest.disks[disk]):
+                try:
+                    layers.append(self.logs.index(file, self.size(disk), len(sources)))
+                except CorruptError as error:
+                    raise naming(error, point=point.sequence, disk=disk) from error
+                sources.append((file, point.sequence))
+        return ExtentIndex.merge(layers), sources
+
+    def _spec(self, disk: DiskKey) -> BaseSpec:
+        try:
+            return self.identity.disks[disk]
+        except KeyError:
+            raise NotFoundError(
+                f"the item has no disk {disk}",
+                hint="its disks are " + ", ".join(sorted(self.identity.disks)),
+                disk=disk,
+            ) from None
+
+
+def naming(error: CorruptError, **attributes: object) -> CorruptError:
+    """Return the same error with more of the facts; those that it has count."""
+    text = error.message
+    if "point" in attributes and "point" not in error.attributes:
+        text = f"point {attributes['point']}, disk {attributes.get('disk')}: {text}"
+    named = type(error)(text, hint=error.hint)
+    named.attributes = {**attributes, **error.attributes}
+    return named
+
+
+def points_after(chain: Chain, base: Sequence, last: Sequence) -> list[StoredPoint]:
+    """Return the points of (base, last]."""
+    return [point for point in chain.points if base < point.sequence <= last]
