@@ -39,6 +39,10 @@ class ProblemCode(StrEnum):
     LOCKED = "locked"
     OURS = "ours"
     NVRAM = "nvram"
+    TPM = "tpm"
+    SHARED_FOLDER = "shared-folder"
+    QEMU_ARGUMENTS = "qemu-arguments"
+    DISK_LEFT_OUT = "disk-left-out"
     UNREADABLE = "unreadable"
     DISK_MISSING = "disk-missing"
     DISK_FORMAT = "disk-format"
@@ -47,7 +51,6 @@ class ProblemCode(StrEnum):
     DISK_READONLY = "disk-readonly"
     DISK_REMOVABLE = "disk-removable"
     DISK_ENCRYPTED = "disk-encrypted"
-    DISK_SIZE = "disk-size"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Promises of every adapter:
 - Every method may be repeated: asking for what already is so succeeds and changes nothing.
 - `vm` is the machine's UUID or its name; the UUID wins. An unknown one raises NotFoundError.
 - Thread-safe. A lost connection to the hypervisor raises UnavailableError and is re-opened at the next call.
-- Only errors of `secondsite.errors` leave (and `CancelledError` of this module).
+- Only errors of `secondsite.errors` leave (and the two of this module).
 
 What it does not do: read or write a guest's blocks (capture and nbd do), keep state of its own (labels and locks
 live in the machine's definition), decide which role may run (epochs are checked by the node).
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from secondsite.errors import SecondSiteError
+from secondsite.errors import Retry, SecondSiteError
 from secondsite.fabric.inventory import (
     DISKS_MAX,
     DiskInfo,
@@ -46,6 +46,7 @@ __all__ = [
     "DiskSource",
     "Fabric",
     "HostInfo",
+    "HypervisorError",
     "Inventory",
     "Labels",
     "NbdBacking",
@@ -81,6 +82,13 @@ class CancelledError(SecondSiteError):
     """The caller's `cancelled` said so. What was begun is stopped; the call may be repeated."""
 
     code = "cancelled"
+
+
+class HypervisorError(SecondSiteError):
+    """The hypervisor (or one of its tools) refused or failed; the message is its own."""
+
+    code = "hypervisor"
+    retry = Retry.LATER
 
 
 @dataclass(frozen=True, slots=True)
