@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import libvirt
 import pytest
 
 from secondsite.lab.capabilities import default_cache
@@ -82,6 +83,22 @@ def test_a_guest_gets_an_address_on_the_isolated_network(
     with running_guest(hypervisor, guest_files, "lab-net", count=1, networks=["lab-prod"]) as guest:
         assert guest.console is not None
         assert guest.console.wait_for(r"SS-NET (.*)")[1].startswith("ip=192.168.177.")
+
+
+def test_the_agent_freezes_thaws_and_shuts_down(hypervisor: Hypervisor, guest_files: GuestFiles) -> None:
+    with running_guest(hypervisor, guest_files, "lab-agent", agent=True) as guest:
+        assert guest.console is not None
+        guest.wait_for_agent()
+        assert guest.domain.fsFreeze() == 2
+        guest.console.wait_for(r"SS-FREEZE file-systems=2")
+        frozen = [check_filesystem(image) for image in guest.disks]
+        assert guest.domain.fsThaw() == 2
+        # Frozen file systems have nothing in their journals, although the guest runs.
+        assert [(found.needed_recovery, found.problems) for found in frozen] == [(False, ())] * 2
+        guest.domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
+        last = int(guest.console.wait_for(r"SS-LAST n=(\d+)")[1])
+        guest.console.wait_for_end()
+        assert check_records(guest.disks).last == last
 
 
 _AS_USER = """

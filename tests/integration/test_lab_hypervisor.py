@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from secondsite.lab.hypervisor import Hypervisor
+from secondsite.errors import UnavailableError
+from secondsite.lab import hypervisor as hypervisor_module
+from secondsite.lab.console import ConsoleReader
+from secondsite.lab.guest.builder import GuestFiles
+from secondsite.lab.guest.definition import domain_xml
+from secondsite.lab.guest.disks import create_disks
+from secondsite.lab.hypervisor import Hypervisor, Mode
+from support.guests import running_guest
 from support.hypervisors import HypervisorPair
 
 pytestmark = pytest.mark.integration
@@ -43,3 +51,69 @@ def test_a_hypervisor_starts_again_after_a_kill_that_left_its_socket(short_path:
         hypervisor.stop()
     assert hypervisor.daemon is None
     assert hypervisor.guests() == []
+
+
+def test_guests_outlive_their_daemon_and_are_found_again(short_path: Path, guest_files: GuestFiles) -> None:
+    hypervisor = Hypervisor(short_path / "h", "h")
+    with hypervisor:
+        networks = hypervisor.define_networks()
+        with running_guest(hypervisor, guest_files, "survivor", count=1, networks=networks[:1]) as guest:
+            (process,) = hypervisor.guests()
+            hypervisor.stop_daemon(kill=True)
+            assert hypervisor.guests() == [process]
+            hypervisor.start()
+            assert hypervisor.guests() == [process]
+            connection = hypervisor.connect()
+            domain = connection.lookupByName("survivor")
+            assert domain.isActive()
+            assert hypervisor.define_networks() == networks
+            with ConsoleReader(hypervisor, "survivor") as console:
+                assert console.record() > 0
+            connection.close()
+            guest.domain = domain  # the connection of the first one went with the daemon
+
+
+def test_stop_ends_guests_and_networks_also_for_another_object(
+    short_path: Path, guest_files: GuestFiles
+) -> None:
+    first = Hypervisor(short_path / "h", "h")
+    first.start()
+    first.define_networks()
+    disks = create_disks(first.storage, "left", count=1, size=64 << 20, record_area=1 << 20)
+    connection = first.connect()
+    connection.defineXML(domain_xml("left", guest_files, [first.own(disk) for disk in disks])).create()
+    connection.close()
+    other = Hypervisor(short_path / "h", "h")
+    assert other.is_running
+    processes = [other.daemon, *other.guests()]
+    assert len(processes) == 2
+    other.stop()
+    assert [process for process in processes if process is not None and process.alive] == []
+    assert not first.is_running
+    # The machine is still defined, as after a power cut, and starts again.
+    with first:
+        connection = first.connect()
+        assert not connection.lookupByName("left").isActive()
+        connection.close()
+
+
+def test_a_missing_libvirtd_is_named_with_what_to_install(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hypervisor_module, "_SBIN", "/nowhere")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UnavailableError, match="libvirtd is not installed") as caught:
+        Hypervisor(short_path / "h", "h", mode=Mode.SESSION).start()
+    assert "libvirt-daemon" in caught.value.hint
+
+
+def test_a_daemon_that_ends_at_once_is_quoted(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = short_path / "bin" / "libvirtd"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho no such luck\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{broken.parent}:{os.environ['PATH']}")
+    hypervisor = Hypervisor(short_path / "h", "h", mode=Mode.SESSION)
+    with pytest.raises(UnavailableError, match="no such luck"):
+        hypervisor.start()
+    assert not hypervisor.is_running

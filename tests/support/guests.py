@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,6 +40,13 @@ class Guest:
         self.domain.resume()
         self.console.wait_for(r"SS-FIRST|SS-CHECK")
         return self.console
+
+    def wait_for_agent(self) -> None:
+        """Wait until libvirt has the guest agent's channel (the guest needs `agent=True`)."""
+        deadline = time.monotonic() + 20
+        while "state='connected'" not in self.domain.XMLDesc():
+            assert time.monotonic() < deadline, "the guest agent does not connect"
+            time.sleep(0.02)
 
     def shut_down(self) -> int:
         """Press the power button; return the last record that it wrote, when it is off."""

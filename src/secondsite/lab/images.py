@@ -10,7 +10,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -70,7 +70,7 @@ def is_qcow2(path: Path) -> bool:
         return file.read(len(_QCOW2)) == _QCOW2
 
 
-def run(command: list[str], *, allowed: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], *, allowed: Container[int] = (0,)) -> subprocess.CompletedProcess[str]:
     """Run a tool; raise UnavailableError if it is missing or ends otherwise than allowed."""
     if shutil.which(command[0]) is None:
         raise UnavailableError(f"{command[0]} is not installed", hint="install qemu-utils and e2fsprogs")

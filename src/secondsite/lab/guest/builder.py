@@ -20,6 +20,7 @@ from secondsite.lab.guest import initramfs
 from secondsite.lab.guest.kernel import Kernel, fetch_kernel
 
 _COMPILE: Final = ("gcc", "-O2", "-static", "-s")
+_PROGRAMS: Final = ("workload", "agent")
 _APPLETS: Final = ["sh", "mount", "insmod", "ip", "udhcpc", "sync", "poweroff", "echo", "sleep"]
 
 
@@ -60,27 +61,29 @@ class GuestBuilder:
         busybox = _busybox()
         kernel = fetch_kernel(self._folder)
         package = resources.files("secondsite.lab.guest")
-        sources = {name: (package / name).read_bytes() for name in ("init", "workload.c")}
+        sources = {
+            name: (package / name).read_bytes() for name in ("init", *(f"{name}.c" for name in _PROGRAMS))
+        }
         key = hashlib.sha256("\0".join((*_COMPILE, *_APPLETS, kernel.version)).encode())
         for content in (busybox, *sources.values(), *(module.name.encode() for module in kernel.modules)):
             key.update(len(content).to_bytes(8, "little") + content)
         initrd = self._folder / kernel.image.parent.name / f"initrd-{key.hexdigest()[:16]}.img"
         if not initrd.exists():
-            workload = self._compile(sources["workload.c"])
-            content = initramfs.archive(_entries(kernel, busybox, workload, sources))
+            programs = {name: self._compile(name, sources[f"{name}.c"]) for name in _PROGRAMS}
+            content = initramfs.archive(_entries(kernel, programs | {"busybox": busybox}, sources["init"]))
             temporary = initrd.with_name(f"{initrd.name}.tmp-{secrets.token_hex(4)}")
             temporary.write_bytes(content)
             temporary.rename(initrd)
         return GuestFiles(kernel.image, initrd)
 
-    def _compile(self, source: bytes) -> bytes:
+    def _compile(self, name: str, source: bytes) -> bytes:
         work = self._folder / f"tmp-{secrets.token_hex(4)}"
         work.mkdir(parents=True)
         try:
-            (work / "workload.c").write_bytes(source)
+            (work / f"{name}.c").write_bytes(source)
             try:
                 subprocess.run(
-                    [*_COMPILE, "-o", "workload", "workload.c"],
+                    [*_COMPILE, "-o", name, f"{name}.c"],
                     cwd=work,
                     check=True,
                     capture_output=True,
@@ -90,22 +93,19 @@ class GuestBuilder:
                 raise UnavailableError("gcc is not installed", hint="install gcc and libc6-dev") from error
             except subprocess.CalledProcessError as error:
                 raise UnavailableError(
-                    f"the guest's workload does not compile: {error.stderr.strip()[-800:]}",
+                    f"the guest's {name} does not compile: {error.stderr.strip()[-800:]}",
                     hint="it is linked statically: install libc6-dev",
                 ) from error
-            return (work / "workload").read_bytes()
+            return (work / name).read_bytes()
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _entries(
-    kernel: Kernel, busybox: bytes, workload: bytes, sources: dict[str, bytes]
-) -> dict[str, initramfs.Entry]:
-    folders = ("bin", "dev", "proc", "sys", "mnt", "modules", "etc", "tmp", "usr", "usr/share")
+def _entries(kernel: Kernel, programs: dict[str, bytes], init: bytes) -> dict[str, initramfs.Entry]:
+    folders = ("bin", "dev", "proc", "sys", "mnt", "modules", "tmp")
     entries = {name: initramfs.folder() for name in folders}
-    entries["init"] = initramfs.program(sources["init"])
-    entries["bin/workload"] = initramfs.program(workload)
-    entries["bin/busybox"] = initramfs.program(busybox)
+    entries["init"] = initramfs.program(init)
+    entries |= {f"bin/{name}": initramfs.program(content) for name, content in programs.items()}
     for applet in _APPLETS:
         entries[f"bin/{applet}"] = initramfs.link("busybox")
     for place, module in enumerate(kernel.modules):

@@ -189,12 +189,25 @@ static void find_buttons(void) {
     }
 }
 
+static volatile sig_atomic_t stopping;
+static void stop(int number) { stopping = number; }
+
+/* SIGTERM is as good as the power button: so the agent shuts the guest down, and the workload its churn. */
+static void expect_stop(void) {
+    struct sigaction action = {.sa_handler = stop}; /* no SA_RESTART: it interrupts the sleep */
+    sigaction(SIGTERM, &action, NULL);
+    FILE *file = fopen("/tmp/workload.pid", "w");
+    if (!file) return;
+    fprintf(file, "%d\n", getpid());
+    fclose(file);
+}
+
 /* Sleep until `deadline` (monotonic, ns) or until the power button is pressed; say which. */
 static int pressed_before(uint64_t deadline) {
     for (;;) {
         uint64_t t = now(CLOCK_MONOTONIC), left = deadline > t ? deadline - t : 0;
         struct timespec wait = {.tv_sec = (time_t)(left / SECOND), .tv_nsec = (long)(left % SECOND)};
-        if (ppoll(buttons, (nfds_t)button_count, &wait, NULL) <= 0) return 0;
+        if (ppoll(buttons, (nfds_t)button_count, &wait, NULL) <= 0) return stopping != 0;
         for (int i = 0; i < button_count; i++) {
             struct input_event event;
             while (read(buttons[i].fd, &event, sizeof event) == sizeof event)
@@ -226,14 +239,9 @@ static void churn_once(const char *folder, uint64_t c) {
     }
 }
 
-static volatile sig_atomic_t stopping;
-static void stop(int number) { stopping = number; }
-
 static pid_t start_churn(uint64_t rate) {
     pid_t child = fork();
     if (child != 0) return child;
-    struct sigaction action = {.sa_handler = stop}; /* no SA_RESTART: it interrupts the sleep */
-    sigaction(SIGTERM, &action, NULL);
     struct timespec pause = {.tv_sec = (time_t)(1 / rate), .tv_nsec = rate > 1 ? (long)(SECOND / rate) : 0};
     for (uint64_t c = now(CLOCK_REALTIME) / 1000000; !stopping; c++) {
         char folder[32];
@@ -299,6 +307,7 @@ int main(void) {
     if (!for_each_slot(buffer, visit_for_last)) return 1;
     printf("SS-BOOT n=%lu\n", last);
     find_buttons();
+    expect_stop();
     if (setting("check", 0)) {
         check(buffer);
         while (!pressed_before(now(CLOCK_MONOTONIC) + 3600 * SECOND)) continue;
