@@ -64,7 +64,7 @@ def verify_folder(
         raise NotFoundError(f"there is no journal in {path}", hint="give an item's folder", path=str(path))
     try:
         identity = documents.load_identity(path / "journal.json")
-    except CorruptError as error:
+    except (CorruptError, NotFoundError) as error:
         yield Finding(None, None, None, error.message)
         return
     yield from scrub(Store(path.absolute(), identity, open_base), progress, is_writer=False)
