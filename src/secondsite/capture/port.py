@@ -109,7 +109,12 @@ class Snapshot:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except SecondSiteError as second:
+            if error is None:
+                raise
+            error.add_note(f"ending the snapshot failed as well: {second}")
 
 
 class Capture(Protocol):

@@ -1,0 +1,260 @@
+"""Change tracking of a running machine: libvirt checkpoints, read through a pull-mode backup.
+
+One backup job covers all disks, so they share one instant. The job exports each disk as it was at that instant on a Unix
+socket in the scratch folder; a new checkpoint is made in the same step. About 70 ms for a cycle in which nothing
+changed, whatever the size of the disks.
+
+What can be left by a process that died is known by its place: a job whose socket lies in our scratch folder is ours and is
+ended before the next one begins; any other is left alone.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Collection
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import libvirt
+
+from secondsite.capture.checkpoints import disks_element, forget_checkpoints, require_checkpoint
+from secondsite.capture.export import Checks, ExportDisk
+from secondsite.capture.layers import end_leftover_servers
+from secondsite.capture.machine import (
+    NO_BACKUP_JOB,
+    Machine,
+    is_active,
+    libvirt_errors,
+)
+from secondsite.capture.port import Snapshot, SnapshotDisk, check_checkpoint_name
+from secondsite.capture.watch import (
+    ScratchWatch,
+    free_space,
+    resume_after_abort,
+)
+from secondsite.errors import (
+    InvalidInputError,
+    NoSpaceError,
+    SecondSiteError,
+    TimeoutExceededError,
+    TrackingLostError,
+    UnavailableError,
+)
+from secondsite.model.ids import DiskKey
+from secondsite.model.units import MIB
+
+SCRATCH_RESERVE: Final = 64 * MIB
+JOB_END_TIMEOUT_S: Final = 45.0
+"""A guest agent that connects while a job is active makes its end stall for 29 s (measured; libvirt waits for a lock)."""
+_SOCKET_PATH_MAX: Final = 107
+_EXPORT_BITMAP: Final = "changed"
+_FILE_PREFIX: Final = "ss-run-"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class LibvirtCapture:
+    """`Capture` of a running machine. See the module's docstring.
+
+    scratch: a folder of this machine alone, in which the QEMU process may create files and sockets: it belongs to
+        QEMU's user, and its path is short (Unix sockets have at most 107 characters).
+    scratch_reserve: bytes that must stay free there; the snapshot is given up rather than the guest stopped.
+    """
+
+    def __init__(
+        self,
+        connection: Any,
+        domain: str,
+        disks: Collection[DiskKey],
+        scratch: Path,
+        *,
+        clock: Callable[[], datetime] = _now,
+        scratch_reserve: int = SCRATCH_RESERVE,
+        job_end_timeout_s: float = JOB_END_TIMEOUT_S,
+    ) -> None:
+        self._machine = Machine(connection, domain, disks)
+        self._scratch = scratch.absolute()
+        self._clock = clock
+        self._reserve = scratch_reserve
+        self._job_end_timeout_s = job_end_timeout_s
+        if len(bytes(self._scratch)) + len(f"/{_FILE_PREFIX}01234567.sock") > _SOCKET_PATH_MAX:
+            raise InvalidInputError(f"the path of the scratch folder is too long: {scratch}")
+
+    def snapshot(self, *, since: str | None, new: str) -> Snapshot:
+        """See the port."""
+        check_checkpoint_name(new)
+        machine = self._machine
+        domain = machine.domain()
+        if not is_active(domain):
+            raise UnavailableError(f"{machine.name} is shut off", hint="the next cycle reads it offline")
+        machine.disks(domain)
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        self._clear_leftovers(domain)
+        free = free_space(self._scratch)
+        if free < self._reserve:
+            raise NoSpaceError(f"only {free} bytes are free for scratch files", path=str(self._scratch))
+        definition = machine.definition(domain)
+        token = secrets.token_hex(4)
+        instant = self._clock()
+        try:
+            if since is not None:
+                require_checkpoint(domain, since, machine.keys)
+            with libvirt_errors(f"cannot begin a snapshot of {machine.name}"):
+                domain.backupBegin(
+                    self._backup_xml(domain, token, since), self._checkpoint_xml(domain, new), 0
+                )
+        except TrackingLostError:
+            # What is broken would stand in the way of the checkpoint that comes next.
+            forget_checkpoints(machine, keep=())
+            raise
+        job = _Job(domain, self._scratch, token, self._reserve, self._job_end_timeout_s)
+        try:
+            disks = job.open_disks(machine.keys, None if since is None else _EXPORT_BITMAP)
+        except BaseException:
+            job.close()
+            raise
+        return Snapshot(instant, disks, definition, new, closer=job.close)
+
+    def forget(self, keep: Collection[str]) -> None:
+        """See the port."""
+        forget_checkpoints(self._machine, keep)
+
+    def _clear_leftovers(self, domain: Any) -> None:
+        job = _backup_job(domain)
+        if job is not None:
+            if not _is_ours(job, self._scratch):
+                raise UnavailableError(
+                    f"another backup job of {self._machine.name} runs",
+                    hint="it is not ours: wait for it to end, or end it with virsh domjobabort",
+                )
+            _end_job(domain, self._job_end_timeout_s)
+            with libvirt_errors(f"cannot resume {self._machine.name}"):
+                resume_after_abort(domain)
+        end_leftover_servers(self._scratch)
+        for path in self._scratch.glob(f"{_FILE_PREFIX}*"):
+            path.unlink(missing_ok=True)
+
+    def _backup_xml(self, domain: Any, token: str, since: str | None) -> str:
+        root = ET.Element("domainbackup", mode="pull")
+        if since is not None:
+            ET.SubElement(root, "incremental").text = since
+        ET.SubElement(root, "server", transport="unix", socket=str(_socket(self._scratch, token)))
+        disks = ET.SubElement(root, "disks")
+        for key in self._machine.keys:
+            disk = ET.SubElement(disks, "disk", name=key, backup="yes", type="file", exportname=key)
+            if since is not None:
+                disk.set("exportbitmap", _EXPORT_BITMAP)
+            ET.SubElement(disk, "scratch", file=str(self._scratch / f"{_FILE_PREFIX}{token}-{key}"))
+        for other in self._machine.other_disks(domain):
+            ET.SubElement(disks, "disk", name=other, backup="no")
+        return ET.tostring(root, encoding="unicode")
+
+    def _checkpoint_xml(self, domain: Any, name: str) -> str:
+        root = ET.Element("domaincheckpoint")
+        ET.SubElement(root, "name").text = name
+        root.append(disks_element(self._machine, domain))
+        return ET.tostring(root, encoding="unicode")
+
+
+class _Job:
+    """The backup job behind one open snapshot."""
+
+    def __init__(self, domain: Any, scratch: Path, token: str, reserve: int, end_timeout_s: float) -> None:
+        self._domain = domain
+        self._scratch = scratch
+        self._token = token
+        self._end_timeout_s = end_timeout_s
+        self._disks: list[ExportDisk] = []
+        self._watch = ScratchWatch(domain, scratch, reserve, self._end)
+        self._watch.start()
+
+    def open_disks(self, keys: Collection[DiskKey], bitmap: str | None) -> dict[DiskKey, SnapshotDisk]:
+        """Connect to the export of each disk."""
+        socket = _socket(self._scratch, self._token)
+        checks = Checks(explain=self._explain)
+        disks: dict[DiskKey, SnapshotDisk] = {}
+        for key in keys:
+            disk = ExportDisk(socket, key, bitmap=bitmap, checks=checks)
+            self._disks.append(disk)
+            disks[key] = disk
+        return disks
+
+    def close(self) -> None:
+        """End the job and the watch, and give the scratch space back."""
+        self._watch.stop()
+        with ExitStack() as stack:
+            stack.callback(self._remove_files)
+            for disk in self._disks:
+                stack.callback(disk.close)
+            self._end()
+
+    def _explain(self, error: UnavailableError) -> SecondSiteError:
+        # The watch ends the job first and says why after; but its reason is set before.
+        return self._watch.error or error
+
+    def _end(self) -> None:
+        for disk in self._disks:
+            disk.finish()
+        job = _backup_job(self._domain)
+        if job is not None and _is_ours(job, self._scratch):
+            _end_job(self._domain, self._end_timeout_s)
+        with suppress(libvirt.libvirtError):  # it was shut off, or the operator resumed it
+            resume_after_abort(self._domain)
+
+    def _remove_files(self) -> None:
+        for path in self._scratch.glob(f"{_FILE_PREFIX}{self._token}*"):
+            path.unlink(missing_ok=True)
+
+
+def _socket(scratch: Path, token: str) -> Path:
+    return scratch / f"{_FILE_PREFIX}{token}.sock"
+
+
+def _backup_job(domain: Any) -> ET.Element | None:
+    """Return the description of the backup job that runs on the machine, if one does."""
+    try:
+        return ET.fromstring(domain.backupGetXMLDesc(0))  # noqa: S314
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == NO_BACKUP_JOB or not _still_active(domain):
+            return None
+        with libvirt_errors("cannot ask for the backup job"):
+            raise
+
+
+def _is_ours(job: ET.Element, scratch: Path) -> bool:
+    server = job.find("server")
+    socket = None if server is None else server.get("socket")
+    return socket is not None and Path(socket).parent == scratch
+
+
+def _still_active(domain: Any) -> bool:
+    try:
+        return bool(domain.isActive())
+    except libvirt.libvirtError:
+        return False
+
+
+def _end_job(domain: Any, timeout_s: float) -> None:
+    """Abort the backup job and wait until it is gone; bounded."""
+    deadline = time.monotonic() + timeout_s
+    try:
+        domain.abortJob()
+    except libvirt.libvirtError:
+        if _backup_job(domain) is not None:
+            with libvirt_errors("cannot end the backup job"):
+                raise
+    pause = 0.002
+    while _backup_job(domain) is not None:
+        if time.monotonic() > deadline:
+            raise TimeoutExceededError(
+                "the backup job does not end",
+                hint="the next cycle tries again; a guest agent may be starting",
+            )
+        time.sleep(pause)
+        pause = min(0.1, pause * 2)

@@ -1,0 +1,160 @@
+"""A libvirt domain as capture sees it: its disks, its definition, whether it runs; and libvirt's errors as ours.
+
+It opens the connection itself if it was given a URI, and again after it was lost. What it does not do: change the
+domain.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+import libvirt
+
+from secondsite.capture.port import LIBVIRT_FORMAT
+from secondsite.errors import (
+    NotFoundError,
+    SecondSiteError,
+    TrackingLostError,
+    UnavailableError,
+    UnsupportedError,
+)
+from secondsite.model.ids import DiskKey
+from secondsite.model.manifest import VmDefinition
+
+NO_BACKUP_JOB: Final = libvirt.VIR_ERR_NO_DOMAIN_BACKUP
+_TRACKING_LOST: Final = frozenset(
+    {libvirt.VIR_ERR_CHECKPOINT_INCONSISTENT, libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT}
+)
+_UNSUPPORTED: Final = frozenset(
+    {
+        libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
+        libvirt.VIR_ERR_OPERATION_UNSUPPORTED,
+        libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED,
+        libvirt.VIR_ERR_NO_SUPPORT,
+    }
+)
+_QCOW2_HINT: Final = "shut the machine down and convert the disk: qemu-img convert -O qcow2; only qcow2 keeps track of changes for now"
+
+# Every error is raised; the copy that libvirt prints to standard error by default is noise.
+libvirt.registerErrorHandler(lambda _context, _error: None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineDisk:
+    """A disk that can be tracked: a qcow2 file. `path` is its active layer."""
+
+    key: DiskKey
+    path: Path
+
+
+class Machine:
+    """See the module's docstring. `domain` is a UUID or a name; the UUID wins."""
+
+    def __init__(self, connection: Any, domain: str, disks: Collection[DiskKey]) -> None:
+        """`connection` is a libvirt connection, or a URI that is opened when it is first needed."""
+        self._uri = connection if isinstance(connection, str) else None
+        self._connection = None if self._uri is not None else connection
+        self.name = domain
+        self.keys = tuple(sorted(disks))
+
+    def domain(self) -> Any:
+        """Return the libvirt domain.
+
+        Raises:
+            NotFoundError: there is none.
+            UnavailableError: libvirtd does not answer.
+        """
+        with libvirt_errors(f"cannot look up {self.name}"):
+            connection = self._connect()
+            try:
+                return connection.lookupByUUIDString(str(UUID(self.name)))
+            except ValueError:
+                return connection.lookupByName(self.name)
+
+    def _connect(self) -> Any:
+        if self._uri is not None and (self._connection is None or not self._connection.isAlive()):
+            self._connection = libvirt.open(self._uri)
+        return self._connection
+
+    def definition(self, domain: Any) -> VmDefinition:
+        """Return what the other side needs to define the machine: the inactive XML, without secrets."""
+        with libvirt_errors(f"cannot read the definition of {self.name}"):
+            return VmDefinition(LIBVIRT_FORMAT, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+
+    def disks(self, domain: Any) -> dict[DiskKey, MachineDisk]:
+        """Return the disks as they are now.
+
+        Raises:
+            NotFoundError: the machine has no such disk.
+            UnsupportedError: its changes cannot be tracked; names the disk.
+        """
+        with libvirt_errors(f"cannot read the disks of {self.name}"):
+            root = ET.fromstring(domain.XMLDesc(0))  # noqa: S314
+        found = {}
+        for element in root.iterfind("devices/disk"):
+            target = element.find("target")
+            if target is not None:
+                found[target.get("dev")] = element
+        disks = {}
+        for key in self.keys:
+            if key not in found:
+                raise NotFoundError(f"{self.name} has no disk {key}", disk=key)
+            disks[key] = MachineDisk(key, _tracked_path(key, found[key]))
+        return disks
+
+    def other_disks(self, domain: Any) -> list[str]:
+        """Return the targets of all disks that are not ours, so that libvirt can be told to leave them alone."""
+        with libvirt_errors(f"cannot read the disks of {self.name}"):
+            root = ET.fromstring(domain.XMLDesc(0))  # noqa: S314
+        targets = [target.get("dev", "") for target in root.iterfind("devices/disk/target")]
+        return [target for target in targets if target not in self.keys]
+
+
+def is_active(domain: Any) -> bool:
+    """Whether the machine holds its disks open."""
+    with libvirt_errors("cannot read the machine's state"):
+        return bool(domain.isActive())
+
+
+def _tracked_path(key: DiskKey, element: ET.Element) -> Path:
+    source, driver = element.find("source"), element.find("driver")
+    kind = element.get("type")
+    image_format = None if driver is None else driver.get("type")
+    file = None if source is None else source.get("file")
+    if element.get("device", "disk") != "disk":
+        raise UnsupportedError(
+            f"{key} is no disk but a {element.get('device')}", disk=key, hint="leave it out"
+        )
+    if kind != "file" or file is None:
+        raise UnsupportedError(f"disk {key} is of type {kind!r}, not a file", disk=key, hint=_QCOW2_HINT)
+    if image_format != "qcow2":
+        raise UnsupportedError(f"disk {key} has the format {image_format!r}", disk=key, hint=_QCOW2_HINT)
+    return Path(file)
+
+
+@contextmanager
+def libvirt_errors(what: str) -> Iterator[None]:
+    """Raise what libvirt raises in the enclosed calls as an error of ours."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise translated(error, what) from error
+
+
+def translated(error: libvirt.libvirtError, what: str) -> SecondSiteError:
+    """Return the error of ours for one of libvirt's. What is not known is taken for passing."""
+    code = error.get_error_code()
+    message = f"{what}: {error.get_error_message()}"
+    if code == libvirt.VIR_ERR_NO_DOMAIN:
+        return NotFoundError(message)
+    if code in _TRACKING_LOST:
+        return TrackingLostError(message, hint="the next cycle compares the disks with what was replicated")
+    if code in _UNSUPPORTED:
+        return UnsupportedError(message, libvirt_code=code)
+    return UnavailableError(message, libvirt_code=code)

@@ -1,0 +1,96 @@
+"""Machines with disks and no operating system, written to as their guest would: for tests of capture.
+
+A running one is started paused, so that it costs no processor; QEMU writes for it through its disk's own device, which is
+the way that a guest's writes take. A shut-off one is written through qemu-io, which keeps its bitmaps as QEMU does.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+
+from secondsite.model.ids import DiskKey
+
+
+class TrackedMachine:
+    """A domain with qcow2 disks; its images lie in `folder`."""
+
+    def __init__(
+        self, connection: Any, folder: Path, name: str, disks: Mapping[DiskKey, int], more_devices: str = ""
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.name = name
+        self.images = {key: folder / f"{name}-{key}.qcow2" for key in disks}
+        for key, size in disks.items():
+            _run("qemu-img", "create", "-q", "-f", "qcow2", str(self.images[key]), str(size))
+        self.connection = connection
+        self.domain = connection.defineXML(self._xml(more_devices))
+
+    def _xml(self, more_devices: str) -> str:
+        disks = "".join(
+            f"""<disk type='file' device='disk'><driver name='qemu' type='qcow2' discard='unmap'/>
+            <source file='{path}'/><target dev='{key}' bus='virtio'/><alias name='ua-{key}'/></disk>"""
+            for key, path in self.images.items()
+        )
+        return f"""<domain type='qemu'><name>{self.name}</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
+        <os><type arch='x86_64' machine='q35'>hvm</type></os>
+        <devices>{disks}{more_devices}<memballoon model='none'/></devices></domain>"""
+
+    # -- power -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start it, paused."""
+        self.domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+
+    def stop(self) -> None:
+        """Shut it off as a clean shutdown ends: QEMU closes its images."""
+        if self.domain.isActive():
+            self.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
+
+    def remove(self) -> None:
+        """Shut it off and forget it."""
+        self.stop()
+        self.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+
+    # -- what its guest does -----------------------------------------------------------------------------------
+
+    def write(self, disk: DiskKey, offset: int, data: bytes) -> None:
+        """Write runs of equal bytes: `data` must be made of one value."""
+        value, length = data[0], len(data)
+        assert data == bytes([value]) * length
+        if value:
+            self.io(disk, f"write -P {value} {offset} {length}")
+        else:
+            self.io(disk, f"write -z {offset} {length}")
+
+    def io(self, disk: DiskKey, *commands: str) -> None:
+        """Run commands of qemu-io on the disk."""
+        if self.domain.isActive():
+            device = f"/machine/peripheral/ua-{disk}/virtio-backend"
+            for command in commands:
+                said = libvirt_qemu.qemuMonitorCommand(
+                    self.domain,
+                    f'qemu-io -d {device} "{command}"',
+                    libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP,
+                )
+                assert "rror" not in said, said
+            return
+        arguments = [argument for command in commands for argument in ("-c", command)]
+        _run("qemu-io", "-f", "qcow2", *arguments, str(self.images[disk]))
+
+    def content(self, disk: DiskKey, folder: Path) -> bytes:
+        """Return what a shut-off machine's disk holds, read by somebody else than us."""
+        raw = folder / f"{disk}.raw"
+        _run("qemu-img", "convert", "-U", "-O", "raw", str(self.images[disk]), str(raw))
+        return raw.read_bytes()
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "rror" not in done.stdout, done.stdout
