@@ -22,12 +22,12 @@ from secondsite.errors import ConflictError, NoSpaceError, SecondSiteError, Unav
 from secondsite.nbd.protocol import BASE_ALLOCATION, STATE_ZERO
 from secondsite.nbd.socketpath import reachable
 
-READ_STEP: Final = 1 << 20
+READ_STEP: Final = 256 << 10
 ZERO_STEP: Final = 256 << 20
 STATUS_STEP: Final = (1 << 32) - (64 << 10)
 """libnbd asks for at most so much at once."""
 DEPTH: Final = 8
-"""1 MiB x 8 was measured to be the best shape on one connection."""
+"""256 KiB x 8 was measured to be the best shape for reads of 1 to 16 MiB: 2.0 to 2.8 GB/s, and 2.0 with 1 MiB x 8."""
 STALL_TIMEOUT_S: Final = 120.0
 
 
