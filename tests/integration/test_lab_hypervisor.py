@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from secondsite.lab.console import ConsoleReader
 from secondsite.lab.guest.builder import GuestFiles
 from secondsite.lab.guest.definition import domain_xml
 from secondsite.lab.guest.disks import create_disks
-from secondsite.lab.hypervisor import Hypervisor, Mode
+from secondsite.lab.hypervisor import Hypervisor
+from secondsite.lab.recipe import Mode
 from support.guests import running_guest
 from support.hypervisors import HypervisorPair
 
@@ -100,7 +102,7 @@ def test_stop_ends_guests_and_networks_also_for_another_object(
 def test_a_missing_libvirtd_is_named_with_what_to_install(
     short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hypervisor_module, "_SBIN", "/nowhere")
+    monkeypatch.setattr(hypervisor_module, "SYSTEM_PATH", "/nowhere")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UnavailableError, match="libvirtd is not installed") as caught:
         Hypervisor(short_path / "h", "h", mode=Mode.SESSION).start()
@@ -117,3 +119,14 @@ def test_a_daemon_that_ends_at_once_is_quoted(short_path: Path, monkeypatch: pyt
     with pytest.raises(UnavailableError, match="no such luck"):
         hypervisor.start()
     assert not hypervisor.is_running
+
+
+def test_root_without_namespaces_runs_guests_as_nobody(short_path: Path, guest_files: GuestFiles) -> None:
+    mode = Mode.NOBODY if os.geteuid() == 0 else Mode.SESSION
+    with Hypervisor(short_path / "h", "h", mode=mode) as hypervisor:
+        assert not hypervisor.has_networks
+        with running_guest(hypervisor, guest_files, "g", count=1):
+            (process,) = hypervisor.guests()
+            assert Path(f"/proc/{process.pid}").stat().st_uid == pwd.getpwnam("nobody").pw_uid or os.geteuid()
+        # Another object comes back to the folder as it was begun.
+        assert Hypervisor(short_path / "h", "h").uri == hypervisor.uri

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,7 +36,8 @@ def short_folder() -> Iterator[Path]:
 class Leftovers:
     """Marks this process, so that its later children can be recognised."""
 
-    def __init__(self, *, patience_s: float = 2.0) -> None:
+    def __init__(self, *, patience_s: float = 2.0, folders: Sequence[str] = _folders) -> None:
+        self._folders = folders
         self._patience_s = patience_s
         self._mark = f"{_VARIABLE}={secrets.token_hex(8)}"
         os.environ[_VARIABLE] = self._mark.partition("=")[2]
@@ -56,4 +57,4 @@ class Leftovers:
             return False
         if self._mark in process.environment:
             return True
-        return any(f"{folder}/" in argument for folder in _folders for argument in process.command_line)
+        return any(f"{folder}/" in argument for folder in self._folders for argument in process.command_line)

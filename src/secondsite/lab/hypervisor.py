@@ -1,11 +1,7 @@
 """One site's hypervisor: a libvirtd of its own, with all of its state in one folder.
 
-Two of them on one machine are the two sites of the tests and of the demo. Which recipe is used depends on who asks:
-
-- an ordinary user gets a *session* libvirtd with its own XDG folders. It has no virtual networks.
-- root gets a *system* libvirtd in a mount and network namespace of its own, so that it has networks of its own and
-  neither sees nor touches the machine's libvirt. Both vanish with the last process in them.
-- root where namespaces are not permitted gets the session libvirtd run as "nobody"; `mode` says so.
+Two of them on one machine are the two sites of the tests and of the demo. `secondsite.lab.recipe` says how each is run;
+as which user, and whether it has networks, depends on who asks.
 
 Promises: nothing outside the folder is written (but the shared capability cache); `stop` ends the daemon, its guests
 and its dnsmasq, each recognised by more than its number, and nothing else; `start` after a crash works.
@@ -15,7 +11,6 @@ It does not care for speed of guests: they run without KVM.
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import socket
 import subprocess
@@ -23,7 +18,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,35 +27,12 @@ import libvirt
 from secondsite.errors import InvalidInputError, TimeoutExceededError, UnavailableError
 from secondsite.lab import capabilities, networks, processes
 from secondsite.lab.processes import Process
+from secondsite.lab.recipe import SYSTEM_PATH, Mode, recipe_for
 
 _FOLDER_LENGTH_MAX = 48
 """A Unix socket's path holds 107 bytes; QEMU's monitor is config/libvirt/qemu/lib/domain-NN-NAME/monitor.sock below us."""
 _POLL_S = 0.02
 _START_TIMEOUT_S = 60.0  # a cold start probes every emulator: 4 to 8 s on two cores
-_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
-
-_IN_NAMESPACE = """
-set -e
-for pair in etc:/etc/libvirt lib:/var/lib/libvirt run:/run/libvirt cache:/var/cache/libvirt log:/var/log/libvirt; do
-  mkdir -p "${pair#*:}"
-  mount --bind "$1/${pair%%:*}" "${pair#*:}"
-done
-for file in passwd group; do
-  if [ -e "$1/$file" ]; then mount --bind "$1/$file" "/etc/$file"; fi
-done
-mount -t sysfs sysfs /sys
-ip link set lo up
-exec libvirtd -p "$1/run/libvirtd.pid" -f /etc/libvirt/libvirtd.conf
-"""
-# sysfs shows the network namespace that it was mounted in: libvirt looks for its bridges there.
-
-
-class Mode(StrEnum):
-    """Which recipe the hypervisor runs by."""
-
-    SESSION = "session"  # as the ordinary user who asked
-    NAMESPACE = "namespace"  # as root, with namespaces and networks of its own
-    NOBODY = "nobody"  # asked by root, run as nobody: namespaces are not permitted here
 
 
 class Hypervisor:
@@ -82,19 +53,23 @@ class Hypervisor:
             )
         self.directory = directory
         self.name = name
-        self.mode = choose_mode() if mode is None else mode
+        self._recipe = recipe_for(directory, mode)
         self.storage = directory / "disks"
         """Where its guests' disk images lie."""
         self._cache = capabilities.default_cache() if cache is None else cache
         self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def mode(self) -> Mode:
+        """Which recipe it runs by."""
+        return self._recipe.mode
 
     # -- what it is ------------------------------------------------------------------------------------------
 
     @property
     def uri(self) -> str:
         """The libvirt URI; any process of the same user (or root) can open it."""
-        driver = "system" if self.mode is Mode.NAMESPACE else "session"
-        return f"qemu+unix:///{driver}?socket={self._socket}"
+        return f"qemu+unix:///{self._recipe.driver}?socket={self._recipe.socket}"
 
     @property
     def has_networks(self) -> bool:
@@ -133,24 +108,26 @@ class Hypervisor:
         """
         if self.is_running:
             return
-        self._prepare()
-        restored = capabilities.restore(self._kept_capabilities, self._capabilities)
-        self._give_away()
+        kept = capabilities.capability_folder(self._cache, self.mode.value, _binaries())
+        self.storage.mkdir(parents=True, exist_ok=True)
+        (self.directory / "mode").write_text(self.mode.value)
+        self._recipe.write_configuration(self.log)
+        restored = capabilities.restore(kept, self._recipe.capabilities)
+        self._recipe.give_away()
         # A socket that a killed daemon left would look like one that answers.
-        self._socket.parent.mkdir(parents=True, exist_ok=True)
-        for stale in self._socket.parent.glob("libvirt-sock*"):
+        for stale in self._recipe.socket.parent.glob("libvirt-sock*"):
             stale.unlink()
         with (self.directory / "output").open("wb") as output, _on_first_cpu():
             self._child = subprocess.Popen(
-                self._command(),
+                self._recipe.command(next(iter(self._processes()), None)),
                 cwd=self.directory,
-                env=self._environment(),
+                env=self._recipe.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        # Written by us, not by libvirtd: unshare, setpriv and sh all exec, so the pid stays that of the daemon.
+        # Written by us, not by libvirtd: whatever stands before it in the command execs, so the pid stays.
         started = Process.of(self._child.pid)
         self._pid_file.write_text(str(started))
         try:
@@ -160,7 +137,7 @@ class Hypervisor:
             raise
         _spread(self._child.pid)
         if not restored:
-            capabilities.keep(self._capabilities, self._kept_capabilities)
+            capabilities.keep(self._recipe.capabilities, kept)
 
     def stop(self) -> None:
         """End the daemon with its guests and networks, as a power cut would. Files stay; nothing runs afterwards."""
@@ -215,113 +192,21 @@ class Hypervisor:
 
     def own(self, path: Path) -> Path:
         """Let this hypervisor's guests use a file that the caller made; return it."""
-        if self.mode is Mode.NOBODY:
-            account = pwd.getpwnam("nobody")
-            os.chown(path, account.pw_uid, account.pw_gid)
+        self._recipe.own(path)
         return path
 
-    # -- the recipes -----------------------------------------------------------------------------------------
+    # -- inside ----------------------------------------------------------------------------------------------
 
     @property
     def _pid_file(self) -> Path:
         return self.directory / "daemon"
 
-    @property
-    def _socket(self) -> Path:
-        if self.mode is Mode.NAMESPACE:
-            return self.directory / "run" / "libvirt-sock"
-        return self.directory / "run" / "libvirt" / "libvirt-sock"
-
-    @property
-    def _capabilities(self) -> Path:
-        cache = self.directory / "cache"
-        if self.mode is Mode.NAMESPACE:
-            return cache / "qemu" / "capabilities"
-        return cache / "libvirt" / "qemu" / "cache" / "capabilities"
-
-    @property
-    def _kept_capabilities(self) -> Path:
-        return capabilities.capability_folder(self._cache, self.mode.value, _binaries())
-
-    def _prepare(self) -> None:
-        if self.mode is Mode.NAMESPACE:
-            folders = ["etc", "lib", "run", "cache/qemu", "log", "disks"]
-            config = self.directory / "etc"
-        else:
-            # libvirt 9.0 does not start without cache/libvirt/qemu/log.
-            folders = ["home", "run/libvirt", "config/libvirt", "cache/libvirt/qemu/log", "data", "disks"]
-            config = self.directory / "config" / "libvirt"
-        for folder in folders:
-            (self.directory / folder).mkdir(parents=True, exist_ok=True)
-        daemon = {"log_outputs": f"3:file:{self.log}"}
-        # stdio_handler: without virtlogd, which would be one more daemon to start.
-        qemu: dict[str, str | int | list[str]] = {"security_driver": "none", "stdio_handler": "file"}
-        if self.mode is Mode.NAMESPACE:
-            daemon |= {"unix_sock_dir": str(self.directory / "run"), "auth_unix_rw": "none"}
-            # Dynamic ownership stays on: disks that anybody owns can be used.
-            qemu |= {"user": "root", "group": "root", "namespaces": [], "cgroup_controllers": []}
-            qemu["remember_owner"] = 0
-            self._write_accounts()
-        (config / "libvirtd.conf").write_text(_settings(daemon))
-        (config / "qemu.conf").write_text(_settings(qemu))
-
-    def _write_accounts(self) -> None:
-        # libvirt resolves the account that it was built for before it reads qemu.conf, and does not start without.
-        # Where the package's own account is missing, it exists in our namespace only.
-        for file, entry in (
-            ("passwd", "libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin\n"),
-            ("group", "libvirt-qemu:x:64055:\n"),
-        ):
-            text = (Path("/etc") / file).read_text()
-            if not any(line.startswith("libvirt-qemu:") for line in text.splitlines()):
-                (self.directory / file).write_text(text.rstrip("\n") + "\n" + entry)
-
-    def _give_away(self) -> None:
-        if self.mode is not Mode.NOBODY:
-            return
-        account = pwd.getpwnam("nobody")
-        self.directory.chmod(0o755)
-        for path in [self.directory, *self.directory.rglob("*")]:
-            os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
-
-    def _command(self) -> list[str]:
-        if self.mode is Mode.NAMESPACE:
-            unshare = ["unshare", "-m", "-n", "--propagation", "private"]
-            survivor = next(iter(self._processes()), None)
-            if survivor is not None:
-                # Guests that outlived their daemon hold the namespaces: it must come back into the same ones.
-                unshare = ["nsenter", "-m", "-n", "-t", str(survivor.pid)]
-                daemon = [
-                    "libvirtd",
-                    "-p",
-                    f"{self.directory}/run/libvirtd.pid",
-                    "-f",
-                    "/etc/libvirt/libvirtd.conf",
-                ]
-                return [*unshare, *daemon]
-            return [*unshare, "sh", "-c", _IN_NAMESPACE, "sh", str(self.directory)]
-        daemon = ["libvirtd", "--timeout", "0"]
-        if self.mode is Mode.NOBODY:
-            account = pwd.getpwnam("nobody")
-            ids = [f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
-            return ["setpriv", *ids, *daemon]
-        return daemon
-
-    def _environment(self) -> dict[str, str]:
-        environment = {"PATH": f"{os.environ.get('PATH', '/usr/bin:/bin')}:{_SBIN}", "LC_ALL": "C.UTF-8"}
-        if self.mode is not Mode.NAMESPACE:
-            environment |= {
-                "HOME": f"{self.directory}/home",
-                "XDG_RUNTIME_DIR": f"{self.directory}/run",
-                "XDG_CONFIG_HOME": f"{self.directory}/config",
-                "XDG_CACHE_HOME": f"{self.directory}/cache",
-                "XDG_DATA_HOME": f"{self.directory}/data",
-            }
-        return environment
+    def _processes(self) -> Iterator[Process]:
+        return (process for process in processes.all_processes() if self._recipe.owns(process))
 
     def _wait_until_it_answers(self, child: subprocess.Popen[bytes], *, probe: bool) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while not _accepts(self._socket):
+        while not _accepts(self._recipe.socket):
             if child.poll() is not None:
                 raise UnavailableError(f"libvirtd of {self.name} ended: {self._last_words()}")
             if time.monotonic() > deadline:
@@ -338,9 +223,6 @@ class Hypervisor:
             raise TimeoutExceededError(f"libvirtd of {self.name} does not answer: {self._last_words()}")
         if failures:
             raise UnavailableError(f"libvirtd of {self.name} refuses: {self._last_words()}") from failures[0]
-        namespace = Process(child.pid, 0).mount_namespace
-        if self.mode is Mode.NAMESPACE and namespace is not None:
-            (self.directory / "namespace").write_text(namespace)
 
     def _try(self, failures: list[libvirt.libvirtError], probe: bool) -> None:
         try:
@@ -358,49 +240,16 @@ class Hypervisor:
                 texts.append(path.read_text(errors="replace").strip()[-1500:])
         return "\n".join(text for text in texts if text) or "it said nothing"
 
-    def _processes(self) -> Iterator[Process]:
-        """Every process that belongs to this hypervisor: by its mount namespace, or by its own XDG folders.
 
-        More than the pid files know: those of a guest that is just being started are not written yet.
-        """
-        if self.mode is Mode.NAMESPACE:
-            namespace = ""
-            daemon = self.daemon
-            if daemon is not None:
-                namespace = daemon.mount_namespace or ""
-            else:
-                with suppress(OSError):
-                    namespace = (self.directory / "namespace").read_text()
-            own = Process(os.getpid(), 0).mount_namespace
-            # Never ours: a namespace number may be used again, a process with another root folder than ours may not.
-            if not namespace or namespace == own:
-                return
-            for process in processes.all_processes():
-                if process.mount_namespace == namespace and self._is_mounted_in(process):
-                    yield process
-        else:
-            # libvirt points the XDG folders of everything that it starts to below its own.
-            mark = f"XDG_CONFIG_HOME={self.directory}/config"
-            for process in processes.all_processes():
-                if any(line == mark or line.startswith(f"{mark}/") for line in process.environment):
-                    yield process
-
-    def _is_mounted_in(self, process: Process) -> bool:
-        with suppress(OSError):
-            return (Path("/proc") / str(process.pid) / "root/run/libvirt").samefile(self.directory / "run")
-        return False
-
-
-def choose_mode() -> Mode:
-    """Return the best recipe that this user may use here."""
-    if os.geteuid() != 0:
-        return Mode.SESSION
-    trial = ["unshare", "-m", "-n", "--propagation", "private", "mount", "-t", "sysfs", "sysfs", "/sys"]
-    try:
-        permitted = subprocess.run(trial, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        permitted = False
-    return Mode.NAMESPACE if permitted else Mode.NOBODY
+def _binaries() -> list[Path]:
+    path = f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}"
+    found = []
+    for name, package in (("libvirtd", "libvirt-daemon"), ("qemu-system-x86_64", "qemu-system-x86")):
+        binary = shutil.which(name, path=path)
+        if binary is None:
+            raise UnavailableError(f"{name} is not installed", hint=f"install the package {package}")
+        found.append(Path(binary))
+    return found
 
 
 @contextmanager
@@ -423,25 +272,6 @@ def _spread(pid: int) -> None:
     for thread in (Path("/proc") / str(pid) / "task").iterdir():
         with suppress(ProcessLookupError):
             os.sched_setaffinity(int(thread.name), os.sched_getaffinity(0))
-
-
-def _binaries() -> list[Path]:
-    path = f"{os.environ.get('PATH', '')}:{_SBIN}"
-    found = []
-    for name, package in (("libvirtd", "libvirt-daemon"), ("qemu-system-x86_64", "qemu-system-x86")):
-        binary = shutil.which(name, path=path)
-        if binary is None:
-            raise UnavailableError(f"{name} is not installed", hint=f"install the package {package}")
-        found.append(Path(binary))
-    return found
-
-
-def _settings(values: dict[str, str] | dict[str, str | int | list[str]]) -> str:
-    lines = []
-    for name, value in values.items():
-        text = f'"{value}"' if isinstance(value, str) else str(value)
-        lines.append(f"{name} = {text}\n")
-    return "".join(lines)
 
 
 def _is_qemu(process: Process) -> bool:

@@ -54,14 +54,6 @@ class Process:
         return Process.of(self.pid) == self
 
     @property
-    def mount_namespace(self) -> str | None:
-        """The name of its mount namespace, None if it is gone or not ours to look at."""
-        try:
-            return str((_PROC / str(self.pid) / "ns" / "mnt").readlink())
-        except OSError:
-            return None
-
-    @property
     def command_line(self) -> list[str]:
         """Its arguments; empty if it is gone."""
         return self._strings("cmdline")

@@ -58,7 +58,7 @@ def test_a_text_that_is_no_process_is_none() -> None:
 
 def test_leftovers_of_tests_are_found_named_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECONDSITE_TESTS", os.environ["SECONDSITE_TESTS"])  # put back at the end
-    leftovers = Leftovers(patience_s=0.1)
+    leftovers = Leftovers(patience_s=0.1, folders=[])
     assert leftovers.end_and_describe() == []
     child = subprocess.Popen(["sleep", "61"])
     lines = leftovers.end_and_describe()
