@@ -72,6 +72,20 @@ def test_qemu_img_converts_and_compares(server: NbdServer, short_path: Path, nam
     assert flat.read_bytes()[: len(CONTENTS[name])] == CONTENTS[name]
 
 
+def test_overlay_on_a_view_is_how_a_machine_boots_from_it(server: NbdServer, short_path: Path) -> None:
+    overlay, flat = short_path / "overlay.qcow2", short_path / "flat"
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", uri(server, "vda"), overlay, 24 * MIB)
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 0x5a 5000k 64k", overlay)
+    run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", overlay, flat)
+    expected = bytearray(CONTENTS["vda"])
+    expected[5000 * 1024 : 5064 * 1024] = b"\x5a" * 65536
+    assert flat.read_bytes() == expected
+    run("qemu-img", "rebase", "-b", "", overlay)  # what blockPull does, offline: the overlay stands alone
+    server.close()
+    run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", overlay, flat)
+    assert flat.read_bytes() == expected
+
+
 def test_nbdinfo_lists_the_exports(server: NbdServer) -> None:
     listed = json.loads(run("nbdinfo", "--json", "--list", f"nbd+unix:///?socket={server.path}"))
     found = {export["export-name"]: export for export in listed["exports"]}
