@@ -33,7 +33,7 @@ from secondsite.model.units import SECTOR
 
 FORMAT: Final = "secondsite-point/1"
 MANIFEST_BYTES_MAX: Final = 64 << 20
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 
 
 class Consistency(StrEnum):
@@ -144,7 +144,8 @@ class Manifest:
             raise CorruptError("the manifest is not a JSON object")
         if document.get("format") != FORMAT:
             raise UnsupportedError(
-                f"manifest format {document.get('format')!r} is not known", hint=f"this version reads {FORMAT}"
+                f"manifest format {document.get('format')!r} is not known",
+                hint=f"this version reads {FORMAT}",
             )
         try:
             return _parse(document)
@@ -158,7 +159,8 @@ def format_time(time: datetime) -> str:
     """Return an aware time as UTC text with microseconds: "2026-11-23T05:00:00.000000Z"."""
     if time.tzinfo is None:
         raise InvalidInputError("a time without a zone")
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # not strftime: its %Y does not pad years before 1000
+    return time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def parse_time(text: object) -> datetime:
@@ -219,4 +221,5 @@ def _integer(value: object, *, least: int) -> int:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"not a text: {value!r}")
+    value.encode()  # JSON can name half a surrogate pair, which no UTF-8 can hold: a ValueError
     return value
