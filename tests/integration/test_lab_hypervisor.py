@@ -22,6 +22,10 @@ from support.hypervisors import HypervisorPair
 pytestmark = pytest.mark.integration
 
 
+def _unprivileged() -> Mode:
+    return Mode.NOBODY if os.geteuid() == 0 else Mode.SESSION
+
+
 def test_two_hypervisors_run_side_by_side_and_know_nothing_of_each_other(
     hypervisor_pair: HypervisorPair,
 ) -> None:
@@ -75,10 +79,11 @@ def test_guests_outlive_their_daemon_and_are_found_again(short_path: Path, guest
             guest.domain = domain  # the connection of the first one went with the daemon
 
 
+@pytest.mark.parametrize("unprivileged", [False, True])
 def test_stop_ends_guests_and_networks_also_for_another_object(
-    short_path: Path, guest_files: GuestFiles
+    short_path: Path, guest_files: GuestFiles, *, unprivileged: bool
 ) -> None:
-    first = Hypervisor(short_path / "h", "h")
+    first = Hypervisor(short_path / "h", "h", mode=_unprivileged() if unprivileged else None)
     first.start()
     first.define_networks()
     disks = create_disks(first.storage, "left", count=1, size=64 << 20, record_area=1 << 20)
@@ -122,11 +127,11 @@ def test_a_daemon_that_ends_at_once_is_quoted(short_path: Path, monkeypatch: pyt
 
 
 def test_root_without_namespaces_runs_guests_as_nobody(short_path: Path, guest_files: GuestFiles) -> None:
-    mode = Mode.NOBODY if os.geteuid() == 0 else Mode.SESSION
-    with Hypervisor(short_path / "h", "h", mode=mode) as hypervisor:
+    with Hypervisor(short_path / "h", "h", mode=_unprivileged()) as hypervisor:
         assert not hypervisor.has_networks
         with running_guest(hypervisor, guest_files, "g", count=1):
             (process,) = hypervisor.guests()
-            assert Path(f"/proc/{process.pid}").stat().st_uid == pwd.getpwnam("nobody").pw_uid or os.geteuid()
+            user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else os.geteuid()
+            assert Path(f"/proc/{process.pid}").stat().st_uid == user
         # Another object comes back to the folder as it was begun.
         assert Hypervisor(short_path / "h", "h").uri == hypervisor.uri

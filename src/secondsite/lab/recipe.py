@@ -137,9 +137,8 @@ class SessionRecipe(Recipe):
         return _environment() | xdg | {"HOME": f"{self.directory}/home"}
 
     def owns(self, process: Process) -> bool:
-        # libvirt points the XDG folders of everything that it starts to below its own.
-        mark = f"XDG_CONFIG_HOME={self.directory}/config"
-        return any(line == mark or line.startswith(f"{mark}/") for line in process.environment)
+        # Of the environment of what libvirt starts, HOME is what it always hands on as it is.
+        return f"HOME={self.directory}/home" in process.environment
 
 
 class NobodyRecipe(SessionRecipe):
