@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from secondsite import __version__
-from secondsite.cli import journal
+from secondsite.cli import history, item, journal, lab, node, service, setup
 from secondsite.cli.client import choose_config
 
 app = typer.Typer(
@@ -48,7 +48,22 @@ def root(
     choose_config(config)
 
 
-app.add_typer(journal.app, name="journal", help="Points in a journal, with nothing else running.")
+for _name, _noun, _help in (
+    ("item", item.app, "Protected machines, and every operation on them."),
+    ("point", history.points, "Recovery points."),
+    ("job", history.jobs, "What operations are doing, and did."),
+    ("event", history.events, "What happened."),
+    ("vault", setup.vaults, "The deployment: health, tokens, audit."),
+    ("site", setup.sites, "Sites."),
+    ("cloud", setup.clouds, "Groups of nodes, and where they replicate to."),
+    ("policy", setup.policies, "Copy frequency, retention, limits."),
+    ("network", setup.networks, "Networks and their mappings."),
+    ("node", node.app, "Nodes: list, invite, enrol, run."),
+    ("service", service.app, "Make a vault, run its service."),
+    ("journal", journal.app, "Points in a journal, with nothing else running."),
+    ("lab", lab.app, "Two sites on this machine."),
+):
+    app.add_typer(_noun, name=_name, help=_help)
 
 
 def main() -> None:

@@ -1,0 +1,123 @@
+"""`secondsite point`, `job`, `event`: what there is to go back to, what runs, what happened."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from secondsite.cli.client import connect
+from secondsite.cli.following import describe, finish
+from secondsite.cli.output import Json, human_bytes, out, print_json, print_rows, reporting
+
+points = typer.Typer(no_args_is_help=True)
+jobs = typer.Typer(no_args_is_help=True)
+events = typer.Typer(no_args_is_help=True)
+
+
+@points.command("list", epilog="Example: secondsite point list web-1 --limit 20")
+def list_points(
+    item: Annotated[str, typer.Argument(help="The item's name or id.")],
+    limit: Annotated[int, typer.Option(min=1, max=10000, help="At most so many, newest first.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """List an item's recovery points, newest first."""
+    with reporting(as_json=as_json):
+        rows = connect().get(f"/items/{item}/points", limit=limit)
+        if as_json:
+            print_json(rows)
+            return
+        print_rows(
+            rows,
+            [
+                ("POINT", lambda row: row["sequence"]),
+                ("TIME", lambda row: row["time"]),
+                ("CONSISTENCY", lambda row: row["consistency"]),
+                ("KIND", lambda row: row["kind"]),
+                ("EPOCH", lambda row: row["epoch"]),
+                ("CHANGED", lambda row: human_bytes(row["changed"])),
+            ],
+            empty="The item has no recovery point yet.",
+        )
+
+
+@jobs.command("list", epilog="Example: secondsite job list --item web-1")
+def list_jobs(
+    item: Annotated[str | None, typer.Option(help="Only of this item.")] = None,
+    state: Annotated[str | None, typer.Option(help="Only in this state, such as InProgress.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many, newest first.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """List jobs, newest first."""
+    with reporting(as_json=as_json):
+        rows = connect().get("/jobs", item=item, state=state, limit=limit)
+        if as_json:
+            print_json(rows)
+            return
+        print_rows(
+            rows,
+            [
+                ("JOB", lambda row: row["id"]),
+                ("OPERATION", lambda row: row["operation"]),
+                ("ITEM", lambda row: row["item"]),
+                ("STATE", lambda row: row["state"]),
+                ("SECONDS", lambda row: None if row["seconds"] is None else f"{row['seconds']:.1f}"),
+                ("BY", lambda row: row["requested_by"]),
+                ("ERROR", lambda row: (row["error"] or {}).get("message")),
+            ],
+            empty="There are no jobs.",
+        )
+
+
+@jobs.command("show", epilog="Example: secondsite job show 0b9c3a52-6f0e-4f43-9c0c-5a1b2c3d4e5f")
+def show_job(job: Annotated[str, typer.Argument(help="The job's id.")], as_json: Json = False) -> None:
+    """Show a job with its tasks."""
+    with reporting(as_json=as_json):
+        row = connect().get(f"/jobs/{job}")
+        if as_json:
+            print_json(row)
+            return
+        describe(row)
+        out.print()
+        print_rows(
+            row["tasks"],
+            [
+                ("TASK", lambda task: task["name"]),
+                ("STATE", lambda task: task["state"]),
+                ("PROGRESS", lambda task: (task["progress"] or {}).get("text")),
+                ("ERROR", lambda task: (task["error"] or {}).get("message")),
+            ],
+            empty="The job has no tasks yet.",
+        )
+
+
+@jobs.command("wait", epilog="Example: secondsite job wait 0b9c3a52-6f0e-4f43-9c0c-5a1b2c3d4e5f")
+def wait_job(job: Annotated[str, typer.Argument(help="The job's id.")], as_json: Json = False) -> None:
+    """Wait until a job ends, with live progress; exit code 1 if it failed."""
+    with reporting(as_json=as_json):
+        api = connect()
+        finish(api, api.get(f"/jobs/{job}"), as_json=as_json, no_wait=False)
+
+
+@events.command("list", epilog="Example: secondsite event list --item web-1 --limit 20")
+def list_events(
+    item: Annotated[str | None, typer.Option(help="Only of this item.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many, newest first.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """List what happened, newest first."""
+    with reporting(as_json=as_json):
+        rows = connect().get("/events", item=item, limit=limit)
+        if as_json:
+            print_json(rows)
+            return
+        print_rows(
+            rows,
+            [
+                ("TIME", lambda row: row["time"]),
+                ("SEVERITY", lambda row: row["severity"]),
+                ("CODE", lambda row: row["code"]),
+                ("MESSAGE", lambda row: row["message"]),
+            ],
+            empty="Nothing has happened yet.",
+        )

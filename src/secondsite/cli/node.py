@@ -1,0 +1,140 @@
+"""`secondsite node`: list the vault's nodes, invite one, enrol this machine, run the daemon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secondsite.cli.client import connect
+from secondsite.cli.output import Json, err, out, print_fields, print_json, print_rows, reporting
+from secondsite.errors import InvalidInputError
+
+app = typer.Typer(no_args_is_help=True)
+
+State = Annotated[Path, typer.Option(help="The node's state folder.", show_default=True)]
+DEFAULT_STATE = Path("/var/lib/secondsite/node")
+
+
+@app.command("list", epilog="Example: secondsite node list")
+def list_nodes(as_json: Json = False) -> None:
+    """List nodes and when they were last heard of."""
+    with reporting(as_json=as_json):
+        rows = connect().get("/nodes")
+        if as_json:
+            print_json(rows)
+            return
+        print_rows(
+            rows,
+            [
+                ("NAME", lambda row: row["name"]),
+                ("SITE", lambda row: row["site"]),
+                ("ALIVE", lambda row: row["alive"]),
+                ("HEARD", lambda row: None if row["seen_s"] is None else f"{row['seen_s']:.0f} s ago"),
+                ("ADDRESS", lambda row: row["data_address"]),
+                ("MACHINES", lambda row: row["vms"]),
+                ("ITEMS", lambda row: row["items"]),
+            ],
+            empty="No node is enrolled. See: secondsite node key --help",
+        )
+
+
+@app.command(epilog="Example: secondsite node show host-1")
+def show(node: Annotated[str, typer.Argument(help="Its name or id.")], as_json: Json = False) -> None:
+    """Show a node."""
+    with reporting(as_json=as_json):
+        row = connect().get(f"/nodes/{node}")
+        print_json(row) if as_json else print_fields(row)
+
+
+@app.command(epilog="Example: secondsite node key --site amsterdam")
+def key(
+    site: Annotated[str, typer.Option(help="The site that the node will belong to.")], as_json: Json = False
+) -> None:
+    """Print a registration key for a node of this site; it is valid for 5 days."""
+    with reporting(as_json=as_json):
+        row = connect().post("/registration-keys", {"site": site})
+        if as_json:
+            print_json(row)
+        else:
+            out.print(row["key"], markup=False)
+
+
+@app.command(
+    epilog="Example: secondsite node enrol --service dr.example:8445 --key KEY --name host-1 --storage /srv/dr"
+)
+def enrol(
+    service: Annotated[str, typer.Option(help="HOST:PORT of the service's face for nodes.")],
+    key: Annotated[str, typer.Option(help="The registration key that 'node key' printed.")],
+    name: Annotated[str, typer.Option(help="The node's name in the vault.")],
+    storage: Annotated[Path, typer.Option(help="Folder for journals and replicas.")],
+    state: State = DEFAULT_STATE,
+    fabric: Annotated[str, typer.Option(help="The hypervisor's libvirt URI.")] = "qemu:///system",
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT of the replication listener; port 0 picks one.")
+    ] = "0.0.0.0:8084",
+    advertise: Annotated[
+        str, typer.Option(help="Host name or address under which other nodes reach it.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Enrol this machine: its registration key becomes a certificate."""
+    from secondsite.node.enrol import EnrolRequest
+    from secondsite.node.enrol import enrol as enrol_node
+
+    with reporting(as_json=as_json):
+        service_host, service_port = host_port(service)
+        listen_host, listen_port = host_port(listen)
+        if listen_host in {"0.0.0.0", "::"} and not advertise:  # noqa: S104 - compared, not bound
+            raise InvalidInputError(
+                "other nodes cannot reach a wildcard address",
+                hint="add --advertise HOST, or --listen ADDRESS:PORT",
+            )
+        config = enrol_node(
+            state,
+            EnrolRequest(
+                service_host=service_host,
+                service_port=service_port,
+                key=key,
+                name=name,
+                fabric=fabric,
+                storage=storage,
+                listen_host=listen_host,
+                listen_port=listen_port,
+                advertise_host=advertise,
+            ),
+        )
+        if as_json:
+            print_json({"node": config.node, "name": config.name, "state": str(state)})
+        else:
+            err.print(
+                f"enrolled as {config.name}; start it: secondsite node run --state {state}", markup=False
+            )
+
+
+@app.command(epilog="Example: secondsite node run --state /var/lib/secondsite/node")
+def run(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
+    """Run the node until it is told to end (SIGTERM)."""
+    from secondsite.node.daemon import run as run_node
+
+    with reporting(as_json=as_json):
+        run_node(
+            state, lambda facts: err.print(f"node {facts['name']} listens on {facts['listen']}", markup=False)
+        )
+
+
+@app.command(epilog="Example: secondsite node remove host-1")
+def remove(node: Annotated[str, typer.Argument(help="Its name or id.")], as_json: Json = False) -> None:
+    """Remove a node from the vault: its certificate is worth nothing from then on."""
+    with reporting(as_json=as_json):
+        connect().delete(f"/nodes/{node}")
+        err.print(f"node {node} removed", markup=False)
+
+
+def host_port(text: str) -> tuple[str, int]:
+    """Parse "HOST:PORT"."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise InvalidInputError(f"not an address: {text!r}", hint="expected HOST:PORT")
+    return host.strip("[]"), int(port)
