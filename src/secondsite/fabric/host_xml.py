@@ -84,6 +84,7 @@ def forget_host(root: ET.Element) -> None:
         "devices/rng/backend[@model='egd']/..",
     ):
         drop(root, path)
+    root.attrib.pop("id", None)
     vcpu = root.find("vcpu")
     if vcpu is not None:
         for attribute in ("cpuset", "placement"):
