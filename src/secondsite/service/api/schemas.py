@@ -138,7 +138,10 @@ class PlannedFailoverBody(Body):
 class DisableBody(Body):
     """Options of disable."""
 
-    delete_replica: bool = Field(default=True, description="remove the replica's disks too")
+    delete_replica: bool = Field(
+        default=False,
+        description="also delete disks of the side that does not run (an old machine's, or a base made of them)",
+    )
     force: bool = Field(default=False, description="go on without nodes that do not answer")
 
 

@@ -99,7 +99,8 @@ def move(
 
 def change(tx: Transaction, item_id: ItemId, **values: Any) -> None:
     """Change columns other than the states."""
-    tx.execute(sa.update(items).where(items.c.id == item_id).values(**values))
+    if values:
+        tx.execute(sa.update(items).where(items.c.id == item_id).values(**values))
 
 
 def make_writable(

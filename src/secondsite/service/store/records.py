@@ -153,7 +153,7 @@ class Item:
     primary_node_id: NodeId
     recovery_node_id: NodeId
     journal_node_id: NodeId
-    primary_vm: str
+    primary_vm: str | None
     recovery_vm: str | None
     digest_key: bytes
     disks: Json

@@ -194,7 +194,7 @@ items = sa.Table(
     sa.Column("primary_node_id", sa.ForeignKey("nodes.id"), nullable=False),
     sa.Column("recovery_node_id", sa.ForeignKey("nodes.id"), nullable=False),
     sa.Column("journal_node_id", sa.ForeignKey("nodes.id"), nullable=False),  # whose reports of points count
-    sa.Column("primary_vm", sa.Text, nullable=False),  # the machine's name on each side
+    sa.Column("primary_vm", sa.Text),  # the machine's name on each side
     sa.Column("recovery_vm", sa.Text),
     sa.Column("digest_key", sa.LargeBinary, nullable=False),
     sa.Column("disks", JSON, nullable=False),

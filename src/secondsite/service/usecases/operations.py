@@ -8,7 +8,7 @@ from typing import Any
 
 from secondsite.errors import InvalidInputError, OperationRefusedError
 from secondsite.model.ids import JobId
-from secondsite.model.item import ItemState, Operation, TestState, begin
+from secondsite.model.item import ItemState, Operation, begin
 from secondsite.service.context import Actor, Context
 from secondsite.service.store import events, items, jobs, points
 from secondsite.service.store.database import Transaction
@@ -32,14 +32,15 @@ class Options:
     sequence: the point of a test failover, None for the latest.
     network: of a test failover.
     shutdown_timeout_s: of a planned failover; None for the policy's.
-    delete_replica: of disable: remove the replica's disks too.
+    delete_replica: of disable: also delete disks of the side that does not run (an old machine's, or a base made
+        of them). The journal goes in any case.
     force: of disable: go on without nodes that do not answer.
     """
 
     sequence: int | None = None
     network: TestNetwork = TestNetwork.MAPPED
     shutdown_timeout_s: int | None = None
-    delete_replica: bool = True
+    delete_replica: bool = False
     force: bool = False
 
 
@@ -132,8 +133,3 @@ def _make_room(tx: Transaction, ctx: Context, actor: Actor, item: Item, operatio
         hint=f"wait for it: secondsite job show {running.id}",
         job=running.id,
     )
-
-
-def busy_test(item: Item) -> bool:
-    """Whether a test failover of the item exists in any form."""
-    return item.test_state is not TestState.NONE

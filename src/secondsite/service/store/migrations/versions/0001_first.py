@@ -175,7 +175,7 @@ def upgrade() -> None:
         sa.Column("primary_node_id", sa.Text(), nullable=False),
         sa.Column("recovery_node_id", sa.Text(), nullable=False),
         sa.Column("journal_node_id", sa.Text(), nullable=False),
-        sa.Column("primary_vm", sa.Text(), nullable=False),
+        sa.Column("primary_vm", sa.Text(), nullable=True),
         sa.Column("recovery_vm", sa.Text(), nullable=True),
         sa.Column("digest_key", sa.LargeBinary(), nullable=False),
         sa.Column("disks", sa.JSON(), nullable=False),

@@ -1,0 +1,149 @@
+"""Looks at everything once in a while: silent nodes, points that are too old, old sides that must still step down.
+
+Each finding is told once when it begins and once when it ends, as an event; what is true now is in the views.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+from secondsite.model.ids import CommandId
+from secondsite.model.item import ItemState
+from secondsite.service.context import Context
+from secondsite.service.store import clouds, commands, events, items, nodes
+from secondsite.service.store.database import Transaction
+from secondsite.service.store.records import Item
+from secondsite.service.vocabulary import CommandState, Severity
+
+log = logging.getLogger("secondsite.service")
+
+EVERY_S: Final = 5.0
+SILENT_AFTER: Final = timedelta(seconds=45)
+"""Nodes report every second and poll at least every 20 s."""
+DEMOTE_AGAIN_AFTER: Final = timedelta(seconds=60)
+
+
+@dataclass(slots=True)
+class Monitor:
+    """Runs `look` in a thread until it is closed."""
+
+    ctx: Context
+    every_s: float = EVERY_S
+    _stop: threading.Event = field(default_factory=threading.Event, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread = threading.Thread(target=self._loop, name="monitor", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End; returns when the thread has."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _loop(self) -> None:
+        while not self._stop.wait(self.every_s):
+            try:
+                look(self.ctx)
+            except Exception:
+                # It must outlive whatever it meets: nobody else would notice a silent node.
+                log.exception("the monitor could not look; it tries again")
+
+
+def look(ctx: Context) -> None:
+    """Look at everything once. Writes only what changed."""
+    now = ctx.clock()
+    with ctx.store.reading() as tx:
+        silent = [
+            node.id
+            for node in nodes.listed(tx)
+            if not node.silent and (node.last_seen or node.enrolled) < now - SILENT_AFTER
+        ]
+        alerts = [item.id for item in items.listed(tx) if item.rpo_alert != _too_old(tx, item, now)]
+        demotions = [item.id for item in items.listed(tx) if item.demotion is not None]
+    if not (silent or alerts or demotions):
+        return
+    with ctx.store.transaction() as tx:
+        for node_id in silent:
+            node = nodes.get(tx, node_id)
+            if (node.last_seen or node.enrolled) < now - SILENT_AFTER:
+                nodes.change(tx, node_id, silent=True)
+                message = f"node {node.name} does not answer"
+                events.add(
+                    tx, events.NewEvent(now, "node-silent", message, Severity.CRITICAL, node_id=node_id)
+                )
+        for item_id in alerts:
+            _alert(tx, items.get(tx, item_id, lock=True), now)
+        for item_id in demotions:
+            _demote_again(tx, items.get(tx, item_id, lock=True), now)
+
+
+def _too_old(tx: Transaction, item: Item, now: datetime) -> bool:
+    if item.state is not ItemState.PROTECTED or item.last_point_time is None:
+        return False
+    mapping = clouds.mapping(tx, item.cloud_mapping_id)
+    threshold = clouds.policy(tx, mapping.policy_id).policy.rpo_threshold_s
+    return now - item.last_point_time > timedelta(seconds=threshold)
+
+
+def _alert(tx: Transaction, item: Item, now: datetime) -> None:
+    old = _too_old(tx, item, now)
+    if old == item.rpo_alert:
+        return
+    items.change(tx, item.id, rpo_alert=old)
+    if old:
+        assert item.last_point_time is not None
+        age = (now - item.last_point_time).total_seconds()
+        event = events.NewEvent(
+            now,
+            "rpo-exceeded",
+            f"{item.name}: the newest recovery point is {age:.0f} s old",
+            Severity.CRITICAL,
+            item_id=item.id,
+        )
+    else:
+        event = events.NewEvent(
+            now,
+            "rpo-kept",
+            f"{item.name}: the newest recovery point is young enough again",
+            item_id=item.id,
+        )
+    events.add(tx, event)
+
+
+def _demote_again(tx: Transaction, item: Item, now: datetime) -> None:
+    """Look after an old side that has not stepped down: see what became of the order, and give it again if it failed."""
+    demotion = item.demotion
+    if demotion is None:
+        return
+    attempt = int(demotion["attempt"])
+    first = f"{demotion['job']}:3:source.demote"
+    command = commands.find(tx, CommandId(first if attempt == 0 else f"{first}:again{attempt}"))
+    if command is None or not command.state.ended:
+        return
+    if command.state is CommandState.DONE:
+        items.change(tx, item.id, demotion=None)
+        events.add(
+            tx,
+            events.NewEvent(now, "stepped-down", f"{item.name}: the old side stepped down", item_id=item.id),
+        )
+    elif command.ended is not None and command.ended < now - DEMOTE_AGAIN_AFTER:
+        commands.put(
+            tx,
+            {
+                "id": f"{first}:again{attempt + 1}",
+                "node_id": demotion["node"],
+                "item_id": item.id,
+                "kind": "source.demote",
+                "epoch": demotion["new_epoch"],
+                "args": {"new_epoch": demotion["new_epoch"]},
+                "created": now,
+            },
+        )
+        items.change(tx, item.id, demotion={**demotion, "attempt": attempt + 1})

@@ -1,0 +1,137 @@
+"""Enable: a journal on the target, a replicator on the source, and the first point.
+
+Fails: the item is ENABLE_FAILED with the error; disable removes what was made. A disable during the initial
+replication cancels this job, and the run ends when it notices.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from secondsite.errors import RemoteError, SecondSiteError
+from secondsite.model.item import Event, advance
+from secondsite.service.store import items, jobs
+from secondsite.service.store.records import Item, Json
+from secondsite.service.vocabulary import JobState
+from secondsite.service.workflows.facts import read_facts
+from secondsite.service.workflows.run import JobCancelledError, Run
+
+CREATE, START, INITIAL = range(3)
+TASKS: Final = ("create the journal", "start replication", "initial replication")
+
+
+def enable(run: Run) -> None:
+    """Protect the job's item."""
+    run.begin(TASKS)
+    try:
+        facts = read_facts(run)
+        run.command(
+            CREATE,
+            "target.create",
+            facts["target"],
+            facts["item"],
+            facts["epoch"],
+            {
+                "name": facts["name"],
+                "source_node": facts["source"],
+                "disks": facts["disks"],
+                "policy": facts["policy"],
+            },
+            with_key=True,
+        )
+        host, port = facts["target_address"]
+        run.command(
+            START,
+            "source.start",
+            facts["source"],
+            facts["item"],
+            facts["epoch"],
+            {
+                "name": facts["name"],
+                "vm": facts["source_vm"],
+                "disks": sorted(facts["disks"]),
+                "target": {"node": facts["target"], "host": host, "port": port},
+                "policy": facts["policy"],
+                "resume": False,
+            },
+            with_key=True,
+        )
+        run.change(
+            "initial-replicating",
+            "initial replication began",
+            lambda _tx, item: {"state": advance(item.state, Event.STARTED_INITIAL)},
+        )
+        point = run.task(INITIAL, lambda: wait_for_point(run, INITIAL, after=0))
+    except SecondSiteError as error:
+        if error.code == JobCancelledError.code:
+            return
+        failure = error.to_dict()
+        run.finish(
+            Event.FAILED,
+            f"protecting it failed: {error.message}",
+            error=error,
+            values=lambda _tx, _item: {"error": failure},
+        )
+        return
+    run.finish(
+        Event.FIRST_POINT_SEALED,
+        f"protected, first recovery point {point['sequence']}",
+        result={"point": point},
+        values=lambda _tx, _item: {"error": None},
+    )
+
+
+def wait_for_point(run: Run, ordinal: int, *, after: int) -> Json:
+    """Wait (within a step) for a point with a higher sequence than `after`, showing the source's progress.
+
+    Raises:
+        JobCancelledError: the job was ended meanwhile.
+        RemoteError: replication stopped with an error that no retry can mend.
+    """
+    shown: Json | None = None
+
+    def look(_waited_s: float) -> Json | None:
+        nonlocal shown
+        with run.ctx.store.reading() as tx:
+            job = jobs.get(tx, run.job_id)
+            if job.state is JobState.CANCELLED:
+                raise JobCancelledError("the job was cancelled")
+            assert job.item_id is not None
+            item = items.get(tx, job.item_id)
+        if item.last_sequence is not None and item.last_sequence > after:
+            assert item.last_point_time is not None
+            return {"sequence": item.last_sequence, "time": item.last_point_time.isoformat()}
+        report = _source_report(item)
+        error = report.get("error")
+        if isinstance(error, dict) and error.get("retry") == "never" and report.get("phase") == "stopped":
+            raise RemoteError(error)
+        progress = _progress(report)
+        if progress is not None and progress != shown:
+            shown = progress
+            run.show_progress(ordinal, progress)
+        return None
+
+    point: Json = run.wait(look)
+    return point
+
+
+def _source_report(item: Item) -> Json:
+    for report in (item.source_report, item.target_report):
+        if report is not None and report.get("role") == "source":
+            return report
+    return {}
+
+
+def _progress(report: Json) -> Json | None:
+    progress = report.get("progress")
+    if not isinstance(progress, dict):
+        return None
+    done, total = progress.get("bytes"), progress.get("total_bytes")
+    fraction: float | None = None
+    if isinstance(done, int | float) and isinstance(total, int | float) and total > 0:
+        fraction = min(1.0, done / total)
+    return {
+        **{key: progress.get(key) for key in ("bytes", "total_bytes", "rate", "eta_s")},
+        "fraction": fraction,
+        "text": str(report.get("phase", "")),
+    }

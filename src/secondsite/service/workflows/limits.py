@@ -1,0 +1,46 @@
+"""How long the service waits for nodes, by kind of command."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+MINUTE: Final = 60.0
+HOUR: Final = 60 * MINUTE
+DAY: Final = 24 * HOUR
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Seconds until a command must be fetched, and until it must be answered.
+
+    `withdraw`: a command that was not fetched in time is taken back, so that it surely never runs; else it stays and
+    is fetched when the node is back.
+    """
+
+    delivery_s: float = 1 * MINUTE
+    total_s: float = 10 * MINUTE
+    withdraw: bool = True
+
+
+LIMITS: Final[Mapping[str, Limit]] = {
+    "target.create": Limit(),
+    "source.start": Limit(),
+    "target.test_start": Limit(),
+    "target.test_cleanup": Limit(),
+    # The last changes can be many; the guest is down meanwhile, but giving up would lose the work.
+    "source.prepare": Limit(total_s=12 * HOUR),
+    "target.failover": Limit(total_s=30 * MINUTE),
+    # Nothing may go on before the target has said that no replica runs: no limit.
+    "target.abandon": Limit(math.inf, math.inf, withdraw=False),
+    "source.release": Limit(2 * MINUTE, 15 * MINUTE, withdraw=False),
+    # The old side may be down, that is no failure; it gets the order when it is back.
+    "source.demote": Limit(10.0, 2 * MINUTE, withdraw=False),
+    "target.commit": Limit(total_s=7 * DAY),  # waits until the replica has copied all that it reads
+    "target.adopt": Limit(total_s=2 * HOUR),
+    "source.stop": Limit(total_s=1 * HOUR),
+    "target.remove": Limit(total_s=7 * DAY),  # like commit, if the replica runs
+    "standby.remove": Limit(total_s=1 * HOUR),
+}

@@ -1,0 +1,405 @@
+"""One run of a job: its tasks, its commands to nodes, its transitions, its end. The workflows are written on this.
+
+Rules that make a run durable:
+
+- Everything that looks at the world or changes it happens in a *step*. A step's outcome (a value, or an error of ours)
+  is recorded; after a crash the workflow function runs again from its top and recorded steps answer from the record.
+  What a workflow decides, it decides on outcomes of steps alone.
+- A step that the crash cut runs again. So each is written to be repeated: a command is put once under its id, a
+  transition is made once under its event's key, the end of a job is written once.
+- Being told to stop (`Interrupted`) is no outcome: nothing is recorded and the step runs again after the restart.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from secondsite.errors import RemoteError, SecondSiteError, TimeoutExceededError, UnavailableError
+from secondsite.model.ids import CommandId, ItemId, JobId, NodeId
+from secondsite.model.item import Event, advance, advance_test
+from secondsite.service.context import Context
+from secondsite.service.store import commands, events, items, jobs
+from secondsite.service.store.database import Transaction, is_transient
+from secondsite.service.store.records import Command, Item, Job, Json
+from secondsite.service.vocabulary import CommandState, JobState, Severity, TaskState
+from secondsite.service.workflows.limits import LIMITS, Limit
+
+log = logging.getLogger("secondsite.service")
+
+PAUSE_MIN_S: Final = 0.05
+PAUSE_MAX_S: Final = 0.5
+
+
+class Interrupted(BaseException):
+    """The service stops; the run goes on after the next start. Not an Exception, so that nothing records it."""
+
+
+class JobCancelledError(SecondSiteError):
+    """Somebody ended this job; the run ends without a further trace."""
+
+    code = "job_cancelled"
+
+
+class Durable(Protocol):
+    """Records outcomes of steps. DBOS in the service; a plain list in tests."""
+
+    def step(self, name: str, action: Callable[[], Json]) -> Json:
+        """Return the recorded outcome, or run `action` and record what it returns."""
+        ...
+
+
+@dataclass(slots=True)
+class Run:
+    """See the module's docstring."""
+
+    ctx: Context
+    durable: Durable
+    job_id: JobId
+    stopping: threading.Event
+    speed: float = 1.0
+    """Divides the time limits; tests are in a hurry."""
+    _tasks: int = field(default=0, init=False)
+
+    # -- steps ---------------------------------------------------------------------------------------------
+
+    def step(self, name: str, action: Callable[[], Any]) -> Any:
+        """Run `action` once, durably, and return what it returned (a JSON value); errors of ours are raised again."""
+
+        def recorded() -> Json:
+            try:
+                return {"value": self._patiently(action)}
+            except SecondSiteError as error:
+                return {"error": error.to_dict()}
+
+        outcome = self.durable.step(name, recorded)
+        if "error" in outcome:
+            raise RemoteError(outcome["error"])
+        return outcome["value"]
+
+    def _patiently(self, action: Callable[[], Any]) -> Any:
+        # A database that is away (a restart of PostgreSQL) is not the operation's failure.
+        pause = PAUSE_MIN_S
+        while True:
+            try:
+                return action()
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                log.warning("the database does not answer, trying again: %s", error)
+                if self.stopping.wait(pause):
+                    raise Interrupted from error
+                pause = min(pause * 2, 10.0)
+
+    # -- tasks ---------------------------------------------------------------------------------------------
+
+    def begin(self, names: Sequence[str]) -> Job:
+        """Mark the job as running, show its tasks, and return it."""
+        self._tasks = len(names)
+
+        def action() -> None:
+            with self.ctx.store.transaction() as tx:
+                job = jobs.get(tx, self.job_id, lock=True)
+                if job.state is JobState.NOT_STARTED:
+                    jobs.change(tx, job.id, state=JobState.IN_PROGRESS, started=self.ctx.clock())
+                for ordinal, name in enumerate(names):
+                    jobs.put_task(tx, job.id, ordinal, name)
+
+        self.step("begin", action)
+        # What never changes may be read outside of a step.
+        with self.ctx.store.reading() as tx:
+            return jobs.get(tx, self.job_id)
+
+    def task(self, ordinal: int, action: Callable[[], Any]) -> Any:
+        """Run a step as a task of the job; its failure is the task's."""
+
+        def tracked() -> Any:
+            self._start_task(ordinal)
+            try:
+                value = action()
+            except SecondSiteError as error:
+                self._end_task(ordinal, error)
+                raise
+            self._end_task(ordinal, None)
+            return value
+
+        return self.step(f"task {ordinal}", tracked)
+
+    def skip(self, first: int, last: int) -> None:
+        """Show tasks that will not run any more as skipped."""
+
+        def action() -> None:
+            with self.ctx.store.transaction() as tx:
+                for task in jobs.list_tasks(tx, self.job_id):
+                    if first <= task.ordinal <= last and task.state is TaskState.NOT_STARTED:
+                        jobs.change_task(tx, self.job_id, task.ordinal, state=TaskState.SKIPPED)
+
+        self.step("skip", action)
+
+    def _start_task(self, ordinal: int) -> None:
+        with self.ctx.store.transaction() as tx:
+            task = jobs.list_tasks(tx, self.job_id)[ordinal]
+            if task.state is not TaskState.IN_PROGRESS:
+                jobs.change_task(
+                    tx,
+                    self.job_id,
+                    ordinal,
+                    state=TaskState.IN_PROGRESS,
+                    started=task.started or self.ctx.clock(),
+                )
+
+    def _end_task(self, ordinal: int, error: SecondSiteError | None) -> None:
+        with self.ctx.store.transaction() as tx:
+            jobs.change_task(
+                tx,
+                self.job_id,
+                ordinal,
+                state=TaskState.SUCCEEDED if error is None else TaskState.FAILED,
+                error=None if error is None else error.to_dict(),
+                ended=self.ctx.clock(),
+            )
+            if error is None and self._tasks:
+                jobs.change(tx, self.job_id, progress=min(1.0, (ordinal + 1) / self._tasks))
+
+    def show_progress(self, ordinal: int, progress: Json) -> None:
+        """Show a task's progress; call it from within a step, and only when it changed."""
+        with self.ctx.store.transaction() as tx:
+            jobs.change_task(tx, self.job_id, ordinal, progress=progress)
+            fraction = progress.get("fraction")
+            if isinstance(fraction, int | float) and self._tasks:
+                done = (ordinal + min(max(float(fraction), 0.0), 1.0)) / self._tasks
+                jobs.change(tx, self.job_id, progress=min(1.0, done))
+
+    # -- commands ------------------------------------------------------------------------------------------
+
+    def command(
+        self,
+        ordinal: int,
+        kind: str,
+        node: str,
+        item: str,
+        epoch: int,
+        args: Json,
+        *,
+        with_key: bool = False,
+        attempt: int = 0,
+        limit: Limit | None = None,
+    ) -> Json:
+        """Give a node an order as a task of the job and return its result.
+
+        `with_key` adds the item's digest key, which never enters a step's record. A node's error is raised as
+        RemoteError. A limit that runs out raises an error with the attribute `undelivered` if the node did not fetch
+        the order in time (and `withdrawn` if it surely never will), else one with the code of TimeoutExceededError:
+        what the node did is unknown then.
+        """
+        command_id = CommandId(f"{self.job_id}:{ordinal}:{kind}" + (f":{attempt}" if attempt else ""))
+        limit = limit or LIMITS[kind]
+
+        def tracked() -> Json:
+            self._start_task(ordinal)
+            try:
+                self._put(command_id, kind, node, item, epoch, args, with_key)
+                command = self._answered(command_id, ordinal, limit)
+                if command.error is not None:
+                    raise RemoteError(command.error)
+            except SecondSiteError as error:
+                self._end_task(ordinal, error)
+                raise
+            self._end_task(ordinal, None)
+            return command.result or {}
+
+        result: Json = self.step(command_id.partition(":")[2], tracked)
+        return result
+
+    def _put(
+        self, command_id: CommandId, kind: str, node: str, item: str, epoch: int, args: Json, with_key: bool
+    ) -> None:
+        with self.ctx.store.transaction() as tx:
+            if with_key:
+                args = {**args, "digest_key": items.get(tx, item).digest_key.hex()}
+            commands.put(
+                tx,
+                {
+                    "id": command_id,
+                    "node_id": node,
+                    "item_id": item,
+                    "job_id": self.job_id,
+                    "kind": kind,
+                    "epoch": epoch,
+                    "args": args,
+                    "created": self.ctx.clock(),
+                },
+            )
+
+    def _answered(self, command_id: CommandId, ordinal: int, limit: Limit) -> Command:
+        shown: Json | None = None
+
+        def look(waited_s: float) -> Command | None:
+            nonlocal shown
+            with self.ctx.store.reading() as tx:
+                command = commands.find(tx, command_id)
+            assert command is not None
+            if command.state.ended:
+                return command
+            if command.progress is not None and command.progress != shown:
+                shown = command.progress
+                self.show_progress(ordinal, shown)
+            if command.state is CommandState.PENDING and waited_s > limit.delivery_s:
+                self._undelivered(command, limit)
+            if waited_s > limit.total_s:
+                with self.ctx.store.transaction() as tx:
+                    commands.cancel(tx, command_id)
+                raise TimeoutExceededError(
+                    f"{command.kind} was not answered within {limit.total_s:.0f} s",
+                    hint="the node may still be at it: look at its log",
+                    command=command_id,
+                )
+            return None
+
+        found: Command = self.wait(look)
+        return found
+
+    def _undelivered(self, command: Command, limit: Limit) -> None:
+        error = UnavailableError(
+            f"the node did not fetch the command {command.kind} within {limit.delivery_s:.0f} s",
+            hint="start the node, or mend its connection to the service, and try again",
+            node=command.node_id,
+            command=command.id,
+            undelivered=True,
+            withdrawn=limit.withdraw,
+        )
+        if limit.withdraw:
+            with self.ctx.store.transaction() as tx:
+                withdrawn = commands.withdraw(tx, command, error.to_dict(), self.ctx.clock())
+            if not withdrawn:
+                return  # it was fetched at the last moment: go on waiting for its result
+        raise error
+
+    def wait(self, look: Callable[[float], Any]) -> Any:
+        """Call `look` with the seconds waited until it returns something; call this from within a step."""
+        began = time.monotonic()
+        pause = PAUSE_MIN_S
+        while True:
+            seen = self.ctx.store.bell.count
+            found = look((time.monotonic() - began) * self.speed)
+            if found is not None:
+                return found
+            if self.stopping.is_set():
+                raise Interrupted
+            self.ctx.store.bell.wait(seen, pause)
+            pause = min(pause * 1.5, PAUSE_MAX_S)
+
+    # -- transitions ---------------------------------------------------------------------------------------
+
+    def change(
+        self, name: str, message: str, action: Callable[[Transaction, Item], Json | None], **details: Any
+    ) -> None:
+        """Change the item once, together with an event; `action` returns columns to set (states by `moved`)."""
+
+        def once() -> None:
+            key = f"{self.job_id}:{name}"
+            with self.ctx.store.transaction() as tx:
+                if events.written(tx, key):
+                    return
+                item = items.get(tx, self._item_id(tx), lock=True)
+                values = action(tx, item) or {}
+                items.move(tx, item.id, self._event(item, name, message, once=key, details=details), **values)
+
+        self.step(name, once)
+
+    def finish(
+        self,
+        event: Event,
+        message: str,
+        *,
+        result: Json | None = None,
+        error: SecondSiteError | None = None,
+        test: bool = False,
+        severity: Severity | None = None,
+        values: Callable[[Transaction, Item], Json] | None = None,
+        move: bool = True,
+    ) -> None:
+        """End the job, move the item by `event` and write it, in one transaction; once."""
+
+        def once() -> None:
+            with self.ctx.store.transaction() as tx:
+                job = jobs.get(tx, self.job_id, lock=True)
+                if job.state.ended:
+                    return
+                item = items.get(tx, self._item_id(tx), lock=True)
+                columns: Json = {} if values is None else dict(values(tx, item))
+                if move and test:
+                    columns["test_state"] = advance_test(item.test_state, event)
+                elif move:
+                    columns["state"] = advance(item.state, event)
+                code = f"{job.operation}-{'failed' if error is not None else 'done'}"
+                level = severity or (Severity.INFO if error is None else Severity.CRITICAL)
+                items.move(
+                    tx,
+                    item.id,
+                    self._event(item, code, message, severity=level, details=_details(result, error)),
+                    **columns,
+                )
+                jobs.change(
+                    tx,
+                    job.id,
+                    state=JobState.SUCCEEDED if error is None else JobState.FAILED,
+                    progress=1.0 if error is None else job.progress,
+                    ended=self.ctx.clock(),
+                    error=None if error is None else error.to_dict(),
+                    result=(result or {}) | {"task_seconds": self._task_seconds(tx)},
+                )
+
+        self.step("finish", once)
+
+    def _task_seconds(self, tx: Transaction) -> Json:
+        return {
+            task.name: round((task.ended - task.started).total_seconds(), 3)
+            for task in jobs.list_tasks(tx, self.job_id)
+            if task.started is not None and task.ended is not None
+        }
+
+    def _item_id(self, tx: Transaction) -> ItemId:
+        item_id = jobs.get(tx, self.job_id).item_id
+        assert item_id is not None
+        return item_id
+
+    def _event(
+        self,
+        item: Item,
+        code: str,
+        message: str,
+        *,
+        once: str | None = None,
+        severity: Severity = Severity.INFO,
+        details: Json | None = None,
+    ) -> events.NewEvent:
+        return events.NewEvent(
+            time=self.ctx.clock(),
+            code=code,
+            message=f"{item.name}: {message}",
+            severity=severity,
+            item_id=item.id,
+            job_id=self.job_id,
+            details=details or {},
+            once=once,
+        )
+
+
+def _details(result: Json | None, error: SecondSiteError | None) -> Json:
+    return (
+        {}
+        if error is None and result is None
+        else {"result": result}
+        if error is None
+        else {"error": error.to_dict()}
+    )
+
+
+def as_node(node: object) -> NodeId:
+    """Return a node id that came out of a step's record."""
+    return NodeId(str(node))

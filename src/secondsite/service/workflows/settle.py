@@ -1,0 +1,119 @@
+"""After a failover: commit it, then reverse the replication."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from secondsite.errors import OperationRefusedError, SecondSiteError
+from secondsite.model.item import Event
+from secondsite.service.store import items, points
+from secondsite.service.store.database import Transaction
+from secondsite.service.store.records import Item, Json
+from secondsite.service.workflows.enable import wait_for_point
+from secondsite.service.workflows.facts import check_nodes, read_facts
+from secondsite.service.workflows.run import Run
+
+COMMIT_TASKS: Final = ("make the replica stand alone, give up the points",)
+CHECK, ADOPT, START, FIRST = range(4)
+REVERSE_TASKS: Final = (
+    "check both sides",
+    "turn the old machine's disks into the base",
+    "start replication in the other direction",
+    "first recovery point in the other direction",
+)
+
+
+def commit(run: Run) -> None:
+    """Keep the running state and give up all points; fails: commit pending as before."""
+    run.begin(COMMIT_TASKS)
+    try:
+        facts = read_facts(run)
+        run.command(0, "target.commit", facts["target"], facts["item"], facts["epoch"], {})
+    except SecondSiteError as error:
+        run.finish(Event.FAILED, f"the commit failed: {error.message}", error=error)
+        return
+
+    def settled(tx: Transaction, item: Item) -> Json:
+        points.remove_all(tx, item.id)
+        return {}
+
+    run.finish(
+        Event.SUCCEEDED,
+        f"the failover to {facts['target_name']} is committed",
+        result={"node": facts["target_name"]},
+        values=settled,
+    )
+
+
+def reverse(run: Run) -> None:
+    """Replicate from the side that runs to the side that ran; fails: committed as before, to be tried again."""
+    run.begin(REVERSE_TASKS)
+    try:
+        facts = read_facts(run)
+        run.task(CHECK, lambda: _check(run, facts))
+        # Before the order, so that the first report of the new journal already counts.
+        run.change(
+            "journal-moves",
+            f"{facts['source_name']} will keep the journal",
+            lambda _tx, item: {"journal_node_id": item.source_node_id},
+        )
+        run.command(
+            ADOPT,
+            "target.adopt",
+            facts["source"],
+            facts["item"],
+            facts["epoch"],
+            {"source_node": facts["target"], "policy": facts["policy"]},
+            with_key=True,
+        )
+        host, port = facts["source_address"]
+        run.command(
+            START,
+            "source.start",
+            facts["target"],
+            facts["item"],
+            facts["epoch"],
+            {
+                "name": facts["name"],
+                "vm": facts["failover"]["vm"],
+                "disks": sorted(facts["disks"]),
+                "target": {"node": facts["source"], "host": host, "port": port},
+                "policy": facts["policy"],
+                "resume": True,
+            },
+            with_key=True,
+        )
+        after = int(facts["failover"]["sequence"])
+        point = run.task(FIRST, lambda: wait_for_point(run, FIRST, after=after))
+    except SecondSiteError as error:
+        run.finish(Event.FAILED, f"the reversal failed: {error.message}", error=error)
+        return
+
+    def turned(_tx: Transaction, item: Item) -> Json:
+        # The reports keep their sides by the direction; the next ones come within seconds.
+        return {
+            "direction": item.direction.reversed().value,
+            "source_report": item.target_report,
+            "source_report_time": item.target_report_time,
+            "target_report": item.source_report,
+            "target_report_time": item.source_report_time,
+            f"{item.source_side.value}_vm": None,
+        }
+
+    run.finish(
+        Event.SUCCEEDED,
+        f"replicates from {facts['target_name']} to {facts['source_name']}, first point {point['sequence']}",
+        result={"point": point, "source": facts["target_name"], "target": facts["source_name"]},
+        values=turned,
+    )
+
+
+def _check(run: Run, facts: Json) -> None:
+    with run.ctx.store.reading() as tx:
+        item = items.get(tx, facts["item"])
+        check_nodes(tx, item)
+        if item.demotion is not None:
+            raise OperationRefusedError(
+                f"{facts['source_name']} has not confirmed that it stepped down",
+                hint="it is told again by itself; try again when the item shows no pending demotion",
+            )
