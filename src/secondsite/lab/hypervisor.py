@@ -178,6 +178,8 @@ class Hypervisor:
 
     def connect(self) -> libvirt.virConnect:
         """Open a connection of one's own to it; the caller closes it."""
+        # Errors are raised; libvirt would print each of them, too.
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
         return libvirt.open(self.uri)
 
     def define_networks(self) -> list[str]:
