@@ -31,12 +31,19 @@ def init(
     from secondsite.service.daemon import init as init_service
 
     with reporting(as_json=as_json):
-        token = init_service(data, vault, database_url=database)
+        made = init_service(data, vault, database_url=database)
         if as_json:
-            print_json({"vault": vault, "token": token, "ca": str(data / "ca.pem")})
+            print_json(
+                {
+                    "vault": vault,
+                    "token": made.token,
+                    "ca": str(made.ca),
+                    "ca_fingerprint": made.ca_fingerprint,
+                }
+            )
         else:
-            err.print(f"vault {vault} made; its CA is {data / 'ca.pem'}; the token:", markup=False)
-            out.print(token, markup=False)
+            err.print(f"vault {vault} made; its CA is {made.ca}; the token:", markup=False)
+            out.print(made.token, markup=False)
 
 
 @app.command(
@@ -47,10 +54,28 @@ def run(
     database: Database = None,
     listen: Annotated[str, typer.Option(help="HOST:PORT for people: API and console.")] = "127.0.0.1:8443",
     node_listen: Annotated[str, typer.Option(help="HOST:PORT for nodes.")] = "127.0.0.1:8445",
+    name: Annotated[
+        list[str] | None, typer.Option(help="A further host name or address for its certificate.")
+    ] = None,
+    standby: Annotated[
+        bool, typer.Option("--standby", help="Wait for the active service of the same PostgreSQL to end.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run the service until it is told to end (SIGTERM)."""
+    from secondsite.service.daemon import Options
     from secondsite.service.daemon import run as run_service
 
     with reporting(as_json=as_json):
-        run_service(data, database_url=database, listen=host_port(listen), node_listen=host_port(node_listen))
+        options = Options(
+            listen=host_port(listen),
+            node_listen=host_port(node_listen),
+            database_url=database,
+            names=tuple(name or ()),
+            standby=standby,
+        )
+        run_service(
+            data,
+            options,
+            ready=lambda where: err.print(f"the service listens at {where['url']}", markup=False),
+        )

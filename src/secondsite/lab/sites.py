@@ -130,7 +130,9 @@ def up(folder: Path, say: Say = lambda _: None) -> dict[str, Any]:
             hypervisor.define_networks()
     say("starting the service")
     token = _start_service(lab)
-    connection = Connection(f"https://127.0.0.1:{lab.service_port}", token, lab.service_data / "ca.pem")
+    connection = Connection(
+        f"https://127.0.0.1:{lab.service_port}", token, lab.service_data / "ca" / "ca.pem"
+    )
     api = ApiClient(connection)
     _wait(lambda: bool(_quietly(lambda: api.get("/vault"))), "the service")
     say("enrolling a node per site")
@@ -140,7 +142,7 @@ def up(folder: Path, say: Say = lambda _: None) -> dict[str, Any]:
     _wait(lambda: len(_reporting(api)) == len(SITES), "the nodes")
     say("mapping the clouds")
     _map_clouds(lab, api)
-    ca = (lab.service_data / "ca.pem").read_bytes()
+    ca = (lab.service_data / "ca" / "ca.pem").read_bytes()
     durable.write_atomic(lab.folder / "ca.pem", ca, mode=0o644)
     cli = {"url": connection.url, "token": token, "ca": str(lab.folder / "ca.pem")}
     durable.write_atomic(lab.folder / "cli.json", json.dumps(cli).encode())
@@ -235,7 +237,7 @@ def _start_service(lab: Lab) -> str:
     token_file = lab.root / "token"
     if not token_file.exists():
         shutil.rmtree(lab.service_data, ignore_errors=True)  # of an init that was cut: nobody has its token
-        token = init(lab.service_data, "lab")
+        token = init(lab.service_data, "lab").token
         durable.write_atomic(token_file, token.encode())
     start_service(lab)
     return token_file.read_text()
