@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Collection
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +26,11 @@ _BITMAP_IS_MISSING: Final = frozenset(
 """What deleting a checkpoint raises when QEMU does not know its bitmap: then only the metadata are left to delete."""
 
 
-def adopt_checkpoint(machine: Machine, name: str, now: Callable[[], datetime]) -> None:
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def adopt_checkpoint(machine: Machine, name: str, now: Callable[[], datetime] = _now) -> None:
     """Tell libvirt of bitmaps called `name` that all disks carry already, so that a snapshot may begin `since` it.
 
     Works on a machine that is shut off or runs. One that libvirt knows already is kept.
