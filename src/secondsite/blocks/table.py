@@ -13,16 +13,18 @@
 A block of zeros has the cell 0, so the table of a thin disk is mostly holes.
 
 What it promises: a damaged header or another key is noticed when it is opened (CorruptError); changes are on the
-disk when `sync` returns; memory is used for the cells that are touched only. What it does not do: cells
-carry no checksum of their own (a wrong cell ships a block too many, or is found by compare), and nothing guards
-against two writers: the owner of the folder holds a lock.
+disk when `sync` returns; memory is used for the cells that are touched only; threads of one process may share
+it; a full disk is NoSpaceError. What it does not do: cells carry no checksum of their own, and nothing guards
+against two processes that write: the owner of the folder holds a lock.
 """
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +46,7 @@ _CHECKSUM_LENGTH: Final = 32
 _CELLS_AT: Final = 4096
 _CELL: Final = 8
 _DISK_SIZE_MAX: Final = 1 << 56
+_PAGE_CELLS: Final = 512
 _PUNCH_MIN_CELLS: Final = 4096
 _SCAN_CELLS: Final = 1 << 17
 
@@ -57,7 +60,7 @@ class DigestTable:
         self.writable = writable
         self._key_id = key_id
         self._fd = fd
-        self._dirty = False
+        self._changing = threading.Lock()
         self._map_cells()
 
     # -- life ------------------------------------------------------------------------------------------
@@ -130,55 +133,57 @@ class DigestTable:
         return self._cells[first : first + count].copy()
 
     def put(self, where: int | NDArray[np.int64], digests: NDArray[np.uint64]) -> None:
-        """Set cells: those from `where` on, or those with the indices in it."""
+        """Set cells: those from `where` on, or those with the indices in it (the last counts if one comes twice).
+
+        Raises:
+            NoSpaceError: some of the cells may be set; the same call may be repeated.
+        """
         self._check_writable()
         if isinstance(where, int):
             self._check(where, len(digests))
             if len(digests) >= _PUNCH_MIN_CELLS and not digests.any():
                 self.fill_zero(where, len(digests))
                 return
-            where = np.arange(where, where + len(digests))
-        if len(where) == 0:
-            return
-        if len(where) != len(digests):
-            raise InvalidInputError("as many digests as indices are needed")
-        self._check(int(where.min()), 1)
-        self._check(int(where.max()), 1)
-        # Only what differs is written: a zero that is put into a hole must not fill it.
-        differ = self._cells[where] != digests
-        if differ.any():
-            self._dirty = True
-            self._cells[where[differ]] = digests[differ]
+            indices = np.arange(where, where + len(digests))
+        else:
+            if len(where) != len(digests):
+                raise InvalidInputError("as many digests as indices are needed")
+            order = np.argsort(where, kind="stable")
+            indices, digests = where[order], digests[order]
+            last = np.append(indices[1:] != indices[:-1], True) if len(indices) else np.empty(0, np.bool_)
+            indices, digests = indices[last], digests[last]
+        if len(indices):
+            self._check(int(indices[0]), 1)
+            self._check(int(indices[-1]), 1)
+            with self._changing:
+                self._put_sorted(indices, digests)
 
     def mark_unknown(self, first: int, count: int) -> None:
         """Set [first, first + count) to UNKNOWN: shipped at the next occasion, never trusted."""
         self._check_writable()
         self._check(first, count)
-        self._dirty = True
-        self._cells[first : first + count] = UNKNOWN
+        with self._changing:
+            for at in range(first, first + count, _SCAN_CELLS):
+                self._write(at, np.full(min(_SCAN_CELLS, first + count - at), UNKNOWN, np.uint64))
 
     def fill_zero(self, first: int, count: int) -> None:
         """Set [first, first + count) to ZERO_DIGEST and give the space back; costs nothing per block."""
         self._check_writable()
         self._check(first, count)
-        if count >= _PUNCH_MIN_CELLS:
-            durable.punch_hole(self._fd, _CELLS_AT + first * _CELL, count * _CELL)
-            self._dirty = True
-            return
-        cells = self._cells[first : first + count]
-        filled = np.flatnonzero(cells)
-        if len(filled):
-            self._dirty = True
-            cells[filled] = ZERO_DIGEST
+        with self._changing:
+            if count >= _PUNCH_MIN_CELLS:
+                durable.punch_hole(self._fd, _CELLS_AT + first * _CELL, count * _CELL)
+                return
+            filled = np.flatnonzero(self._cells[first : first + count])
+            if len(filled):
+                self._put_sorted(filled + first, np.full(len(filled), ZERO_DIGEST, np.uint64))
 
     def nonzero_ranges(self) -> Iterator[tuple[int, int]]:
         """Yield (first, count) of all blocks whose cell is not zero, ascending, neighbours joined.
 
-        Holes of the file are skipped unread, so a nearly empty table costs nearly nothing. The table must not
-        be changed meanwhile.
+        Holes of the file are skipped unread, so a nearly empty table costs nearly nothing. What changes
+        meanwhile may or may not be seen.
         """
-        if self._dirty:  # some file systems tell holes only of what was written back
-            self._cells_map.flush()
         first = count = 0
         for start, length in self._filled_runs():
             if count and start == first + count:
@@ -196,10 +201,7 @@ class DigestTable:
         """Make all changes durable."""
         if self.writable:
             with durable.naming_full_disk(self.path):
-                if self._dirty:
-                    self._cells_map.flush()
                 durable.fsync_file(self._fd)
-            self._dirty = False
 
     def resize(self, disk_size: int) -> None:
         """Follow the disk: blocks that appear are zeros; a last block that was or becomes short is unknown."""
@@ -231,20 +233,42 @@ class DigestTable:
 
     def copy_to(self, path: Path) -> None:
         """Copy the table to a new file, sparse and durable; the caller syncs the folder."""
-        if self._dirty:
-            self._cells_map.flush()
         durable.copy_sparse(self.path, path)
 
     # -- inside ----------------------------------------------------------------------------------------
 
     def _map_cells(self) -> None:
-        access = mmap.ACCESS_WRITE if self.writable else mmap.ACCESS_READ
-        self._cells_map = mmap.mmap(self._fd, _length(self.disk_size), access=access)
+        # Mapped for reading only: a full disk is an error of `pwrite`, but SIGBUS, the end of the process, where
+        # a hole is written through a mapping.
+        self._cells_map = mmap.mmap(self._fd, _length(self.disk_size), access=mmap.ACCESS_READ)
         self._cells = np.frombuffer(self._cells_map, "<u8", offset=_CELLS_AT)
 
     def _unmap_cells(self) -> None:
         self._cells = np.empty(0, np.uint64)  # a mapping with a view on it cannot be closed
         self._cells_map.close()
+
+    def _put_sorted(self, indices: NDArray[np.int64], digests: NDArray[np.uint64]) -> None:
+        # Only what differs is written: a zero that is put into a hole must not fill it.
+        differ = self._cells[indices] != digests
+        indices, digests = indices[differ], digests[differ]
+        if len(indices) == 0:
+            return
+        # One write for each run of touched pages: a page in between that is not touched stays a hole.
+        breaks = np.flatnonzero(np.diff(indices // _PAGE_CELLS) > 1) + 1
+        edges = [0, *breaks.tolist(), len(indices)]
+        for start, stop in itertools.pairwise(edges):
+            first, last = int(indices[start]), int(indices[stop - 1])
+            cells = self._cells[first : last + 1].copy()
+            cells[indices[start:stop] - first] = digests[start:stop]
+            self._write(first, cells)
+
+    def _write(self, first: int, cells: NDArray[np.uint64]) -> None:
+        data = cells.astype("<u8", copy=False).data.cast("B")
+        offset = _CELLS_AT + first * _CELL
+        with durable.naming_full_disk(self.path):
+            while data:
+                written = os.pwrite(self._fd, data, offset)
+                data, offset = data[written:], offset + written
 
     def _filled_runs(self) -> Iterator[tuple[int, int]]:
         end = _length(self.disk_size)

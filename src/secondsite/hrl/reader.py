@@ -26,6 +26,7 @@ from secondsite.hrl.format import (
     ENTRY_LENGTH,
     HEADER_LENGTH,
     METADATA_HEADER,
+    METADATA_SIZE_MAX,
     METADATA_UNIT,
     WRITE,
     Header,
@@ -100,6 +101,8 @@ def read_log(read_at: ReadAt, length: int) -> Log:
         raise CorruptError(f"the log's metadata size {size} is not a multiple of {METADATA_UNIT}")
     if not HEADER_LENGTH + size <= header.end <= length:
         raise CorruptError(f"the log's end {header.end} lies outside of its {length} bytes")
+    if size > METADATA_SIZE_MAX:
+        raise UnsupportedError(f"the log's metadata size {size} is over {METADATA_SIZE_MAX}")
     positions, valid, blocks = _walk_back(read_at, header.end, size)
     return Log(header, _parse_entries(header, positions, valid, blocks))
 

@@ -1,3 +1,4 @@
+import errno
 import os
 import struct
 
@@ -6,7 +7,7 @@ import pytest
 from blake3 import blake3
 
 from secondsite.blocks import UNKNOWN, DigestTable
-from secondsite.errors import ConflictError, CorruptError, InvalidInputError, UnsupportedError
+from secondsite.errors import ConflictError, CorruptError, InvalidInputError, NoSpaceError, UnsupportedError
 
 KEY = bytes(range(32))
 GIB = 1 << 30
@@ -232,6 +233,30 @@ def test_cells_left_by_a_shrink_that_was_cut_do_not_come_back(tmp_path):
     with DigestTable.open(tmp_path / "t", KEY, writable=True) as table:
         table.resize(100 * 4096)
         assert list(table.nonzero_ranges()) == [(0, 50)]
+
+
+def test_of_an_index_that_comes_twice_the_last_counts(table):
+    table.put(np.array([9, 3, 9, 3]), cells(1, 2, 3, 4))
+    assert table.get(3, 7).tolist() == [4, 0, 0, 0, 0, 0, 3]
+
+
+def test_scattered_cells_leave_the_pages_between_as_holes(table):
+    table.put(np.arange(0, 512 * 4096, 512 * 64), np.full(64, 7, np.uint64))
+    table.sync()
+    assert space(table.path) <= 8192 + 64 * 4096
+
+
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(table, monkeypatch):
+    def full(fd, data, offset):
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        for call in (lambda: table.put(0, cells(5)), lambda: table.mark_unknown(0, 1)):
+            with pytest.raises(NoSpaceError):
+                call()
+    table.put(0, cells(5))
+    assert table.get(0, 1).tolist() == [5]
 
 
 def test_closing_twice_is_fine(table):
