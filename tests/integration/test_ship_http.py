@@ -366,7 +366,13 @@ def raw_call(site: Site, data: bytes) -> bytes:
 @pytest.mark.parametrize(
     "data",
     [
-        b"POST /echo/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        b"POST /echo/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n{}",
+        b"POST /echo/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\n{}\r\n0\r\n\r\n",
+        b"POST /echo/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}}\r\n0\r\n\r\n",
+        b"POST /echo/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nA: b\r\n\r\n",
+        b"POST /small HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n"
+        + b"{" * 255
+        + b"\r\n0\r\n\r\n",
         b"POST /echo/x HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
         b"POST /echo/x HTTP/1.1\r\nHost: x\r\nContent-Length: +2\r\n\r\n{}",
         b"POST /echo/x HTTP/1.1\r\nHost: x\r\nContent-Length: 1e3\r\n\r\n",
@@ -374,7 +380,19 @@ def raw_call(site: Site, data: bytes) -> bytes:
         b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
         b"\x00\x01garbage\r\n\r\n",
     ],
-    ids=["chunked", "negative", "plus", "float", "large header", "long path", "garbage"],
+    ids=[
+        "chunked and length",
+        "extension",
+        "overlong chunk",
+        "trailer",
+        "too many chunks",
+        "negative",
+        "plus",
+        "float",
+        "large header",
+        "long path",
+        "garbage",
+    ],
 )
 def test_malformed_requests_get_a_4xx(site: Site, data: bytes) -> None:
     try:
@@ -387,6 +405,15 @@ def test_malformed_requests_get_a_4xx(site: Site, data: bytes) -> None:
         assert client.get("/closed") == {"peer": CLIENT}, "the server goes on"
 
 
+def test_chunked_body_arrives_whole(site: Site) -> None:
+    chunks = b'7\r\n{"a": "\r\n3\r\nxyz\r\n2\r\n"}\r\n0\r\n\r\n'
+    answer = raw_call(
+        site, b"POST /echo/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks
+    )
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert [call.body.received for call in site.calls] == [12]
+
+
 def test_stop_joins_all_threads(tmp_path: Path) -> None:
     before = set(threading.enumerate())
     authority = CertificateAuthority.create("vault")
@@ -397,7 +424,7 @@ def test_stop_joins_all_threads(tmp_path: Path) -> None:
         client.get("/closed")
         server.stop()
         server.stop()
-    assert [t for t in set(threading.enumerate()) - before if t.name != "_serve_unservicable"] == []
+    assert [t for t in set(threading.enumerate()) - before if "_serve_unservicable" not in t.name] == []
 
 
 def test_port_in_use_is_unavailable(site: Site) -> None:

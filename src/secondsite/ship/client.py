@@ -14,7 +14,6 @@ call is made once more on a new one. All calls of the protocol may be repeated. 
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import select
@@ -106,7 +105,11 @@ class PeerConnection(http.client.HTTPConnection):
         raw = socket.create_connection((self._endpoint.host, self._endpoint.port), timeout=timeout)
         try:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # A dead peer is noticed within a minute, also while it works on a long call and nothing is sent.
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
             self.sock = self._context.wrap_socket(raw, server_hostname=self._endpoint.server_name)
         except BaseException:
             raw.close()
@@ -174,14 +177,15 @@ class JsonClient:
         method: str,
         path: str,
         body: bytes | Iterable[bytes],
-        length: int,
+        length: int | None,
         headers: Mapping[str, str] | None = None,
         *,
         timeout_s: float | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
         """Make one call with a streamed body and yield the successful response for reading.
 
-        A `body` that is no `bytes` can be sent once only: it is then not sent again on a new connection.
+        A `body` that is no `bytes` can be sent once only: it is then not sent again on a new connection. With
+        `length` None it goes out in chunks, for its length is known at its end only.
         """
         connection, response = self._exchange(method, path, body, length, headers or {}, timeout_s)
         try:
@@ -217,7 +221,7 @@ class JsonClient:
         method: str,
         path: str,
         body: bytes | Iterable[bytes],
-        length: int,
+        length: int | None,
         headers: Mapping[str, str],
         timeout_s: float | None,
     ) -> tuple[PeerConnection, http.client.HTTPResponse]:
@@ -267,11 +271,13 @@ def _talk(
     method: str,
     path: str,
     body: bytes | Iterable[bytes],
-    length: int,
+    length: int | None,
     headers: Mapping[str, str],
 ) -> http.client.HTTPResponse:
     connection.putrequest(method, path, skip_accept_encoding=True)
-    if length or method in {"POST", "PUT"}:
+    if length is None:
+        connection.putheader("Transfer-Encoding", "chunked")
+    elif length or method in {"POST", "PUT"}:
         connection.putheader("Content-Length", str(length))
     for name, value in headers.items():
         connection.putheader(name, value)
@@ -280,18 +286,31 @@ def _talk(
             connection.endheaders(body or None)
         else:
             connection.endheaders()
-            for chunk in body:
-                connection.send(chunk)
-    except (BrokenPipeError, ConnectionResetError):
-        # The peer may have answered before it read everything: a refusal says more than a broken pipe.
-        if connection.sock is None:
-            raise
-        with contextlib.suppress(*_BROKEN):
-            response = connection.getresponse()
-            if response.status // 100 != 2:
-                return response
-        raise
+            for piece in body:
+                if length is not None:
+                    connection.send(piece)
+                elif piece:
+                    connection.send(b"%x\r\n%b\r\n" % (len(piece), piece))
+            if length is None:
+                connection.send(b"0\r\n\r\n")
+    except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError) as broken:
+        # The peer may have answered before it read everything: its refusal says more than a broken pipe.
+        return _early_answer(connection, broken)
     return connection.getresponse()
+
+
+def _early_answer(connection: PeerConnection, broken: OSError) -> http.client.HTTPResponse:
+    if connection.sock is None:
+        raise broken
+    try:
+        response = connection.getresponse()
+    except _BROKEN as error:
+        if isinstance(error, ssl.SSLError) and error.reason in _ALERTS:
+            raise
+        raise broken from None
+    if response.status // 100 == 2:
+        raise broken
+    return response
 
 
 def _raise_refusal(response: http.client.HTTPResponse) -> None:

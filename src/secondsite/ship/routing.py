@@ -29,6 +29,8 @@ log = logging.getLogger("secondsite.ship")
 
 PEER_KEY: Final = "secondsite.peer"
 """Environment key of the verified PeerCertificate, or None."""
+STREAM_KEY: Final = "secondsite.stream"
+"""Environment key of the connection's own stream, in which a chunked body stands as it was sent."""
 CLOSE_KEY: Final = "secondsite.close"
 """Environment key of a callable: the connection ends after this answer."""
 
@@ -39,9 +41,11 @@ _CHUNK: Final = 256 << 10
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._~-]{1,128}")
 _LENGTH = re.compile(r"[0-9]{1,15}")
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}\r\n")
 
 STATUS: Final[Mapping[str, str]] = {
     "invalid_input": "400 Bad Request",
+    "cut_body": "400 Bad Request",
     "unauthenticated": "401 Unauthorized",
     "forbidden": "403 Forbidden",
     "not_found": "404 Not Found",
@@ -50,7 +54,6 @@ STATUS: Final[Mapping[str, str]] = {
     "stale_epoch": "409 Conflict",
     "out_of_sequence": "409 Conflict",
     "tracking_lost": "409 Conflict",
-    "length_required": "411 Length Required",
     "too_large": "413 Content Too Large",
     "corrupt": "422 Unprocessable Content",
     "pinned": "423 Locked",
@@ -69,16 +72,10 @@ class TooLargeError(InvalidInputError):
     code = "too_large"
 
 
-class LengthRequiredError(InvalidInputError):
-    """A body without a Content-Length; chunked bodies are not taken."""
-
-    code = "length_required"
-
-
 class CutBodyError(InvalidInputError):
     """The peer went away, or stalled, in the middle of its body."""
 
-    code = "invalid_input"
+    code = "cut_body"
     retry = Retry.LATER
 
 
@@ -90,29 +87,80 @@ class Readable(Protocol):
         ...
 
 
-class Body:
-    """The request's body: `length` bytes that are read once, in order."""
+class ChunkedStream:
+    """Undoes the chunked coding (RFC 9112, 7.1) without extensions and trailers. ValueError on anything else.
 
-    def __init__(self, stream: Readable, length: int) -> None:
+    cheroot's own reader joins all chunks into one growing buffer; this one hands out what it was asked for.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._left = 0
+        self._started = False
+        self._ended = False
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes of one chunk, b"" after the last."""
+        if self._left == 0 and not self._ended:
+            self._next_chunk()
+        if self._ended:
+            return b""
+        data: bytes = self._stream.read(min(size, self._left))
+        if not data:
+            raise ValueError("the body ends within a chunk")
+        self._left -= len(data)
+        return data
+
+    def _next_chunk(self) -> None:
+        if self._started and self._stream.read(2) != b"\r\n":
+            raise ValueError("a chunk does not end where it should")
+        self._started = True
+        line: bytes = self._stream.readline(20)
+        if not _CHUNK_SIZE.fullmatch(line):
+            raise ValueError("not a chunk's size")
+        self._left = int(line, 16)
+        if self._left == 0:
+            if self._stream.read(2) != b"\r\n":
+                raise ValueError("trailers are not taken")
+            self._ended = True
+
+
+class Body:
+    """The request's body, read once and in order. `length` is None if it is chunked: then only its end tells."""
+
+    def __init__(self, stream: Readable, length: int | None) -> None:
         self._stream = stream
         self.length = length
-        self.remaining = length
+        self.limit = 0
+        self.received = 0
+        self.ended = length == 0
         self.broken = False
 
     def read(self, size: int) -> bytes:
-        """Return up to `size` bytes, b"" only at the end; CutBodyError if the peer stops before it."""
-        wanted = min(size, self.remaining)
-        if wanted <= 0:
+        """Return up to `size` bytes, b"" only at the end.
+
+        Raises:
+            CutBodyError: the peer stopped, or the connection broke, before the end.
+            TooLargeError: a chunked body has outgrown the route's limit.
+        """
+        if self.ended or size <= 0:
             return b""
+        wanted = size if self.length is None else min(size, self.length - self.received)
         try:
             data = self._stream.read(wanted)
-        except OSError as error:  # includes time-outs and every TLS failure
+        except (OSError, ValueError) as error:  # includes time-outs and every TLS failure
             self.broken = True
             raise CutBodyError("the connection broke in the middle of the body", reason=str(error)) from error
-        if not data:
+        self.received += len(data)
+        if self.length is None:
+            self.ended = not data
+            if self.received > self.limit:
+                raise TooLargeError("the body is too large", limit=self.limit)
+        elif not data:
             self.broken = True
-            raise CutBodyError("the body ended early", expected=self.length, missing=self.remaining)
-        self.remaining -= len(data)
+            raise CutBodyError("the body ended early", expected=self.length, received=self.received)
+        else:
+            self.ended = self.received == self.length
         return data
 
     def chunks(self, size: int = 1 << 20) -> Iterator[bytes]:
@@ -262,7 +310,8 @@ class Router:
         route, params = self._find(method, path)
         if route.peer_required and certificate is None:
             raise UnauthenticatedError("this call needs a node's certificate", hint="enrol the node first")
-        if body.length > route.body_max:
+        body.limit = route.body_max
+        if body.length is not None and body.length > route.body_max:
             raise TooLargeError("the body is too large", length=body.length, limit=route.body_max)
         request = Request(
             method=method,
@@ -294,10 +343,13 @@ class Router:
 
 
 def _body_of(environ: Environ) -> Body:
+    length = environ.get("CONTENT_LENGTH")
     if environ.get("HTTP_TRANSFER_ENCODING"):
-        environ[CLOSE_KEY]()
-        raise LengthRequiredError("send a Content-Length, not chunks")
-    text = str(environ.get("CONTENT_LENGTH") or "0")
+        if length is not None:
+            environ[CLOSE_KEY]()
+            raise InvalidInputError("a chunked body has no Content-Length")
+        return Body(ChunkedStream(environ[STREAM_KEY]), None)
+    text = str(length or "0")
     if not _LENGTH.fullmatch(text):
         environ[CLOSE_KEY]()
         raise InvalidInputError("the Content-Length is malformed")
@@ -320,12 +372,13 @@ def _drain(body: Body | None, limit: int) -> bool:
 
     Closing with unread bytes makes TCP send a reset, which can destroy the answer before the peer has read it.
     """
-    if body is None or body.broken or body.remaining > limit:
+    if body is None or body.broken or (body.length or 0) > limit:
         return False
+    body.limit = limit
     try:
         for _ in body.chunks(_CHUNK):
             pass
-    except CutBodyError:
+    except (CutBodyError, TooLargeError):
         return False
     return True
 

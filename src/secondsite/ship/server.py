@@ -40,7 +40,7 @@ from secondsite.ship.identity import (
     peer_certificate,
     utc_now,
 )
-from secondsite.ship.routing import CLOSE_KEY, PEER_KEY, Environ, WsgiApp, error_response
+from secondsite.ship.routing import CLOSE_KEY, PEER_KEY, STREAM_KEY, Environ, WsgiApp, error_response
 
 log = logging.getLogger("secondsite.ship")
 
@@ -61,6 +61,8 @@ class Limits:
     idle_s: int = 75
     head_bytes: int = 32 << 10
     connections: int = 1024
+    stop_s: float = 5.0
+    """What a running request gets when the server stops, before its socket is closed."""
 
 
 class HttpsServer:
@@ -287,6 +289,7 @@ class _Gateway(Gateway_10):
         connection.socket.begin_body()
         environ: dict[str, Any] = super().get_environ()  # type: ignore[no-untyped-call]
         environ[PEER_KEY] = connection.peer
+        environ[STREAM_KEY] = connection.rfile
         environ[CLOSE_KEY] = self._close
         return environ
 
@@ -308,12 +311,12 @@ class _Server(Server):
             max=threads,
             request_queue_size=128,
             timeout=limits.idle_s,
-            shutdown_timeout=5,
             server_name="secondsite",
         )
         self.gateway = _Gateway
         self.max_request_header_size = limits.head_bytes
         self.keep_alive_conn_limit = limits.connections
+        self.shutdown_timeout = limits.stop_s
         self._limits = limits
 
     def process_conn(self, conn: _Connection) -> None:
