@@ -130,7 +130,7 @@ class DigestTable:
     def get(self, first: int, count: int) -> NDArray[np.uint64]:
         """Return a copy of the cells [first, first + count)."""
         self._check(first, count)
-        return self._cells[first : first + count].copy()
+        return self._read(first, count)
 
     def put(self, where: int | NDArray[np.int64], digests: NDArray[np.uint64]) -> None:
         """Set cells: those from `where` on, or those with the indices in it (the last counts if one comes twice).
@@ -241,6 +241,9 @@ class DigestTable:
         # Mapped for reading only: a full disk is an error of `pwrite`, but SIGBUS, the end of the process, where
         # a hole is written through a mapping.
         self._cells_map = mmap.mmap(self._fd, _length(self.disk_size), access=mmap.ACCESS_READ)
+        # Only scattered cells are read through it. With read-around, 16,384 of them in an empty table of 1 TiB take
+        # 2.3 s and 850 MB; without, 0.05 s and 70 MB.
+        self._cells_map.madvise(mmap.MADV_RANDOM)
         self._cells = np.frombuffer(self._cells_map, "<u8", offset=_CELLS_AT)
 
     def _unmap_cells(self) -> None:
@@ -258,9 +261,20 @@ class DigestTable:
         edges = [0, *breaks.tolist(), len(indices)]
         for start, stop in itertools.pairwise(edges):
             first, last = int(indices[start]), int(indices[stop - 1])
-            cells = self._cells[first : last + 1].copy()
+            cells = self._read(first, last + 1 - first)
             cells[indices[start:stop] - first] = digests[start:stop]
             self._write(first, cells)
+
+    def _read(self, first: int, count: int) -> NDArray[np.uint64]:
+        # read, not mapped: a scan must not make the whole table resident
+        cells = np.empty(count, "<u8")
+        view, offset = cells.data.cast("B"), _CELLS_AT + first * _CELL
+        while view:
+            done = os.preadv(self._fd, [view], offset)
+            if done == 0:
+                raise _damaged(self.path, "it was cut while it was open")
+            view, offset = view[done:], offset + done
+        return cells
 
     def _write(self, first: int, cells: NDArray[np.uint64]) -> None:
         data = cells.astype("<u8", copy=False).data.cast("B")
@@ -276,9 +290,7 @@ class DigestTable:
             first = (offset - _CELLS_AT) // _CELL
             last = -(-(offset + length - _CELLS_AT) // _CELL)
             for at in range(first, last, _SCAN_CELLS):
-                # read, not mapped: a scan must not make the whole table resident
-                size = min(_SCAN_CELLS, last - at) * _CELL
-                cells = np.frombuffer(os.pread(self._fd, size, _CELLS_AT + at * _CELL), "<u8")
+                cells = self._read(at, min(_SCAN_CELLS, last - at))
                 edges = np.flatnonzero(np.diff(cells != ZERO_DIGEST, prepend=False, append=False))
                 for start, stop in edges.reshape(-1, 2).tolist():
                     yield at + start, stop - start
