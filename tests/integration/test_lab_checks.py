@@ -10,8 +10,9 @@ from secondsite.errors import InvalidInputError, UnavailableError
 from secondsite.lab.filesystem import check_filesystem
 from secondsite.lab.guest.disks import create_disks
 from secondsite.lab.guest.layout import BLOCK, LABEL_OFFSET, Layout
-from secondsite.lab.images import region_copy, run
+from secondsite.lab.images import region_copy
 from secondsite.lab.records import check_records
+from secondsite.lab.tools import run
 
 pytestmark = pytest.mark.integration
 MIB = 1 << 20

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from secondsite.errors import UnavailableError
-from secondsite.lab import hypervisor as hypervisor_module
+from secondsite.lab import tools
 from secondsite.lab.console import ConsoleReader
 from secondsite.lab.guest.builder import GuestFiles
 from secondsite.lab.guest.definition import domain_xml
@@ -107,7 +107,7 @@ def test_stop_ends_guests_and_networks_also_for_another_object(
 def test_a_missing_libvirtd_is_named_with_what_to_install(
     short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hypervisor_module, "SYSTEM_PATH", "/nowhere")
+    monkeypatch.setattr(tools, "SYSTEM_PATH", "/nowhere")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UnavailableError, match="libvirtd is not installed") as caught:
         Hypervisor(short_path / "h", "h", mode=Mode.SESSION).start()

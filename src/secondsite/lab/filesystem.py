@@ -15,7 +15,8 @@ from typing import Final
 import numpy as np
 
 from secondsite.lab.guest.layout import BLOCK, LABEL_OFFSET, RECORDS_OFFSET, Layout
-from secondsite.lab.images import reader, region_copy, run
+from secondsite.lab.images import reader, region_copy
+from secondsite.lab.tools import run
 
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _CLEAN: Final = 0

@@ -27,10 +27,12 @@ import libvirt
 from secondsite.errors import InvalidInputError, TimeoutExceededError, UnavailableError
 from secondsite.lab import capabilities, networks, processes
 from secondsite.lab.processes import Process
-from secondsite.lab.recipe import SYSTEM_PATH, Mode, recipe_for
+from secondsite.lab.recipe import Mode, recipe_for
+from secondsite.lab.tools import find
 
 _FOLDER_LENGTH_MAX = 48
 """A Unix socket's path holds 107 bytes; QEMU's monitor is config/libvirt/qemu/lib/domain-NN-NAME/monitor.sock below us."""
+_PROGRAMS = ("libvirtd", "qemu-system-x86_64")
 _POLL_S = 0.02
 _START_TIMEOUT_S = 60.0  # a cold start probes every emulator: 4 to 8 s on two cores
 
@@ -108,7 +110,9 @@ class Hypervisor:
         """
         if self.is_running:
             return
-        kept = capabilities.capability_folder(self._cache, self.mode.value, _binaries())
+        kept = capabilities.capability_folder(
+            self._cache, self.mode.value, [find(name) for name in _PROGRAMS]
+        )
         self.storage.mkdir(parents=True, exist_ok=True)
         (self.directory / "mode").write_text(self.mode.value)
         self._recipe.write_configuration(self.log)
@@ -241,17 +245,6 @@ class Hypervisor:
             with suppress(OSError):
                 texts.append(path.read_text(errors="replace").strip()[-1500:])
         return "\n".join(text for text in texts if text) or "it said nothing"
-
-
-def _binaries() -> list[Path]:
-    path = f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}"
-    found = []
-    for name, package in (("libvirtd", "libvirt-daemon"), ("qemu-system-x86_64", "qemu-system-x86")):
-        binary = shutil.which(name, path=path)
-        if binary is None:
-            raise UnavailableError(f"{name} is not installed", hint=f"install the package {package}")
-        found.append(Path(binary))
-    return found
 
 
 @contextmanager

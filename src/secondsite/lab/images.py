@@ -7,23 +7,20 @@ no single moment, as of any disk that is read while it changes).
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import tempfile
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
-from secondsite.errors import UnavailableError
+from secondsite.lab.tools import run
 
 ReadAt = Callable[[int, int], bytes | bytearray | memoryview]
 """(offset, length in bytes) -> that many bytes."""
 Source = Path | str | ReadAt
 """An image's path, an NBD URI such as "nbd+unix:///vda?socket=/run/x", or a function that reads."""
 
-_BLOCK: Final = 1 << 20
 _QCOW2: Final = b"QFI\xfb"
 
 
@@ -33,23 +30,24 @@ def reader(source: Source, work: Path, length: int) -> ReadAt:
         return source
     if isinstance(source, Path) and not is_qcow2(source):
         return _file_reader(source)
-    copy = Path(tempfile.mkstemp(dir=work, suffix=".raw")[1])
-    blocks = -(-length // _BLOCK)
-    # -U: also while a guest holds the image's lock. It reads no more than is there.
-    format_ = ["-f", "qcow2" if isinstance(source, Path) else "raw"]
-    options = ["-O", "raw", f"bs={_BLOCK}", f"count={blocks}", f"if={source}", f"of={copy}"]
-    run(["qemu-img", "dd", "-U", *format_, *options])
+    copy = Path(tempfile.mkdtemp(dir=work)) / "begin.raw"
+    _copy_region(source, 0, length, copy)
     return _file_reader(copy)
 
 
 @contextmanager
 def region_copy(source: Path | str, offset: int, length: int) -> Iterator[Path]:
     """A sparse raw copy of a part of an image (a path or an NBD URI), deleted at the end."""
-    node = {"driver": "raw", "offset": offset, "size": length, "file": _node(source)}
     with tempfile.TemporaryDirectory(prefix="ss-copy-") as work:
         copy = Path(work) / "region.raw"
-        run(["qemu-img", "convert", "-q", "-U", "-O", "raw", f"json:{json.dumps(node)}", str(copy)])
+        _copy_region(source, offset, length, copy)
         yield copy
+
+
+def _copy_region(source: Path | str, offset: int, length: int, copy: Path) -> None:
+    node = {"driver": "raw", "offset": offset, "size": length, "file": _node(source)}
+    # -U: also while a guest holds the image's lock.
+    run(["qemu-img", "convert", "-q", "-U", "-O", "raw", f"json:{json.dumps(node)}", str(copy)])
 
 
 def _node(source: Path | str) -> dict[str, object]:
@@ -68,16 +66,6 @@ def is_qcow2(path: Path) -> bool:
     """Whether the file is a qcow2 image."""
     with path.open("rb") as file:
         return file.read(len(_QCOW2)) == _QCOW2
-
-
-def run(command: list[str], *, allowed: Container[int] = (0,)) -> subprocess.CompletedProcess[str]:
-    """Run a tool; raise UnavailableError if it is missing or ends otherwise than allowed."""
-    if shutil.which(command[0]) is None:
-        raise UnavailableError(f"{command[0]} is not installed", hint="install qemu-utils and e2fsprogs")
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    if done.returncode not in allowed:
-        raise UnavailableError(f"{' '.join(command)} failed: {(done.stderr or done.stdout).strip()[-800:]}")
-    return done
 
 
 def _file_reader(path: Path) -> ReadAt:

@@ -22,9 +22,7 @@ from typing import Final
 
 from secondsite.errors import InvalidInputError
 from secondsite.lab.processes import Process
-
-SYSTEM_PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin"
-"""Where libvirtd and its tools lie; an ordinary user's PATH often lacks it."""
+from secondsite.lab.tools import SYSTEM_PATH
 
 _IN_NAMESPACE: Final = """
 set -e

@@ -151,7 +151,7 @@ def _expected(disks: list[_Disk], last: int) -> list[Words]:
 
 def _right(blocks: Words, numbers: Words, layout: Layout, first: int) -> NDArray[np.bool_]:
     """Judge each block: whether it is wholly what belongs there."""
-    right: NDArray[np.bool_] = ~blocks.any(axis=1)  # as it must be where nothing was ever written
+    right: NDArray[np.bool_] = (blocks == 0).all(axis=1)  # as it must be where nothing was ever written
     full = np.flatnonzero(numbers)
     if full.size:
         right[full] = _right_records(blocks[full], numbers[full], layout, (first + full).astype(np.uint64))
@@ -160,9 +160,8 @@ def _right(blocks: Words, numbers: Words, layout: Layout, first: int) -> NDArray
 
 def _right_records(blocks: Words, numbers: Words, layout: Layout, slots: Words) -> NDArray[np.bool_]:
     seed = np.uint64(layout.seed)
-    right: NDArray[np.bool_] = (
-        (blocks[:, 0] == _MAGIC) & (blocks[:, _N] == numbers) & (blocks[:, _SLOT] == slots)
-    )
+    right: NDArray[np.bool_] = np.equal(blocks[:, 0], _MAGIC)
+    right &= (blocks[:, _N] == numbers) & (blocks[:, _SLOT] == slots)
     right &= (blocks[:, _SEED] == seed) & (blocks[:, _DISK] == np.uint64(layout.disk | layout.disks << 32))
     payload = _mix(seed + numbers[:, None] * np.uint64(_WORDS) + _INDEX[None, _PAYLOAD:])
     right &= (blocks[:, _PAYLOAD:] == payload).all(axis=1)

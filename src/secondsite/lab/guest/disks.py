@@ -6,12 +6,12 @@ A disk is first a sparse raw file, so that its maximum size costs no time. Needs
 from __future__ import annotations
 
 import secrets
-import subprocess
 from pathlib import Path
 from typing import Final
 
-from secondsite.errors import InvalidInputError, UnavailableError
+from secondsite.errors import InvalidInputError
 from secondsite.lab.guest.layout import LABEL_OFFSET, Layout
+from secondsite.lab.tools import run
 
 RECORD_AREA: Final = 16 << 20
 _LETTERS: Final = "abcdefghijklmnop"
@@ -52,7 +52,7 @@ def create_disks(
             _write_raw(raw, size, layout)
             if image_format == "qcow2":
                 converted = raw.with_name(f"{raw.name}-2")
-                _run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", str(raw), str(converted)])
+                run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", str(raw), str(converted)])
                 converted.rename(image)
             else:
                 raw.rename(image)
@@ -75,16 +75,4 @@ def _write_raw(path: Path, size: int, layout: Layout) -> None:
     command = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-i", str(_INODE_RATIO), "-N", "1024"]
     if layout.file_system_length > 1 << 30:
         command = command[:-2]
-    _run([*command, "-J", "size=8", "-E", options, str(path), blocks])
-
-
-def _run(command: list[str]) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise UnavailableError(
-            f"{command[0]} is not installed",
-            hint="install qemu-utils and e2fsprogs (its tools are in /usr/sbin)",
-        ) from error
-    if done.returncode != 0:
-        raise UnavailableError(f"{' '.join(command)} failed: {done.stderr.strip()[-800:]}")
+    run([*command, "-J", "size=8", "-E", options, str(path), blocks])
