@@ -205,3 +205,25 @@ def test_ascending_slots_stay_so_when_the_clock_stepped_back():
 def test_a_log_whose_order_cannot_be_told_is_refused():
     with pytest.raises(UnsupportedError):
         read(foreign_log([None] * 12 + [0, 1, 2], [5, 6, 7], PAYLOADS))
+
+
+def test_a_log_whose_blocks_are_filled_in_two_ways_is_refused():
+    from_front = foreign_log([0, 1, 2] + [None] * 12, [5, 5, 6], PAYLOADS)
+    from_end = foreign_log([None] * 12 + [2, 1, 0], [5, 5, 6], PAYLOADS)
+    # The second log's data and block follow the first log's; the block leads back to the first's.
+    second = patched_slot(from_end[4096 + 512 :], 2048, 0, struct.pack("<Q", 2048 + 512), checksum_at=12)
+    both = with_header(from_front + second, end=len(from_front + second))
+    with pytest.raises(UnsupportedError, match="two ways"):
+        read(both)
+
+
+def test_metadata_blocks_beyond_all_measure_are_refused_unread():
+    size = 1 << 25
+    header = with_header(LOG[:4096], metadata_size=size, end=4096 + size)
+
+    def read_at(offset, length):
+        assert offset + length <= 4096
+        return header[offset : offset + length]
+
+    with pytest.raises(UnsupportedError):
+        read_log(read_at, 4096 + size)
