@@ -110,7 +110,7 @@ nodes = sa.Table(
     sa.Column("site_id", sa.ForeignKey("sites.id"), nullable=False),
     sa.Column("roles", JSON, nullable=False),
     sa.Column("data_address", sa.Text, nullable=False),
-    sa.Column("storage", JSON, nullable=False),
+    sa.Column("storage", JSON),
     sa.Column("certificate_serial", sa.Text, nullable=False),
     sa.Column(
         "public_key", sa.Text, nullable=False

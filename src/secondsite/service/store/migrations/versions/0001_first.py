@@ -104,7 +104,7 @@ def upgrade() -> None:
         sa.Column("site_id", sa.Text(), nullable=False),
         sa.Column("roles", sa.JSON(), nullable=False),
         sa.Column("data_address", sa.Text(), nullable=False),
-        sa.Column("storage", sa.JSON(), nullable=False),
+        sa.Column("storage", sa.JSON(), nullable=True),
         sa.Column("certificate_serial", sa.Text(), nullable=False),
         sa.Column("public_key", sa.Text(), nullable=False),
         sa.Column("version", sa.Text(), nullable=False),
