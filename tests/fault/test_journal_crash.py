@@ -14,7 +14,7 @@ import pytest
 from secondsite.journal import Journal
 from secondsite.model.ids import Epoch, Sequence
 from secondsite.model.policy import Policy
-from support.journals import START, VDA, VDB, Model
+from support.journals import START, VDA, VDB, Model, digest_of
 from support.power import AFTERMATHS, PowerCutError, power, unsynced
 
 pytestmark = pytest.mark.fault
@@ -76,6 +76,32 @@ def initial_with_files(journal: Journal, model: Model) -> None:
     model.sealed(manifest, journal.seal(model.epoch, manifest.to_bytes()))
 
 
+def empty(path: Path) -> tuple[Model, Journal]:
+    model = Model(SIZES)
+    return model, model.create(path)
+
+
+def received(path: Path) -> tuple[Model, Journal]:
+    """Parts are here, but not applied."""
+    model, journal = empty(path)
+    model.send(journal, _two_parts(model))
+    return model, journal
+
+
+def apply_received(journal: Journal, model: Model) -> None:
+    """A source that got no answer asks again; it does not send the parts again."""
+    parts = _two_parts(model)
+    manifest = model.manifest({})
+    if journal.status().state == "initial":
+        journal.apply_initial(model.epoch, VDA, [digest_of(data) for _, data in parts])
+    model.sealed(manifest, journal.seal(model.epoch, manifest.to_bytes()))
+
+
+def _two_parts(model: Model) -> list[tuple[str, bytes]]:
+    model.unique = 77  # the same parts each time
+    return model.parts(VDA, [(0, b"I" * 6144), (8192, 4096)])
+
+
 def fold(journal: Journal, _: Model) -> None:
     journal.maintain(Policy(retention_points=2), NOW)
 
@@ -96,15 +122,11 @@ def pin(journal: Journal, _: Model) -> None:
     journal.pin(Sequence(2), "test")
 
 
-def empty(path: Path) -> tuple[Model, Journal]:
-    model = Model(SIZES)
-    return model, model.create(path)
-
-
 ALL = (1, 2, 3, 4, 5)
 CASES = {
     "initial": Case(empty, initial, (), (1,)),
     "initial_with_files": Case(empty, initial_with_files, (), (1,)),
+    "apply_received": Case(received, apply_received, (), (1,)),
     "seal": Case(small, seal_one, ALL, (*ALL, 6)),
     "fold": Case(small, fold, (4, 5), (4, 5)),
     "thin": Case(small, thin, (1, 4, 5), (1, 4, 5)),
@@ -160,6 +182,9 @@ def _check(path: Path, case: Case, before: Model, cut: Model) -> None:
         _check_points(reader, case, known, cut)
     with Journal.open(path, writable=True) as journal:
         _check_points(journal, case, known, cut)
+        assert list(journal.verify()) == []
+        files = sorted(int(entry.stem) for entry in (path / "points").iterdir())
+        assert files == [point.sequence for point in journal.points()]
         assert journal.epoch >= cut.epoch
         case.run(journal, done)
         assert {point.sequence for point in journal.points()} == set(case.finally_)

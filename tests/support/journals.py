@@ -65,7 +65,7 @@ class Model:
         self.epoch = ids.Epoch(1)
         self.sequence = 0
         self.previous: ids.Digest | None = None
-        self._unique = 0
+        self.unique = 0
 
     def create(self, path: Path, open_base: OpenBase = open_raw_base) -> Journal:
         return Journal.create(
@@ -86,8 +86,8 @@ class Model:
         zeros = [(offset, value) for offset, value in writes if isinstance(value, int)]
         files: list[tuple[str, bytes]] = []
         if data:
-            self._unique += 1
-            files.append(("hrl", log_bytes(self.sizes[disk], data, unique=self._unique)))
+            self.unique += 1
+            files.append(("hrl", log_bytes(self.sizes[disk], data, unique=self.unique)))
         if zeros:
             files.append(("zeros", encode_zeros(zeros)))
         return files

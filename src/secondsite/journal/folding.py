@@ -79,7 +79,11 @@ def _goal(chain: Chain, sequence: Sequence) -> StoredPoint:
     for point in chain.points:
         if point.sequence == sequence:
             return point
-    raise chain.damage or CorruptError(f"point {sequence}, to which the base is being folded, is missing")
+    raise (
+        naming(chain.damage)
+        if chain.damage
+        else CorruptError(f"point {sequence}, to which the base is being folded, is missing")
+    )
 
 
 def _check_sources(store: Store, points: list[StoredPoint]) -> None:

@@ -33,7 +33,7 @@ from secondsite.journal.base import OpenBase, open_raw_base
 from secondsite.journal.logs import FileKind, Incoming
 from secondsite.journal.pins import Pin
 from secondsite.journal.points import PointInfo
-from secondsite.journal.store import Store
+from secondsite.journal.store import Store, naming
 from secondsite.journal.view import View, find, open_view
 from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId, Sequence
 from secondsite.model.manifest import Manifest
@@ -329,7 +329,7 @@ class Journal:
             if state.sequence is None:
                 seal.seal_first(self._store, point, manifest)
             elif chain.damage is not None or chain.last is None:
-                raise chain.damage or CorruptError("the last point is missing")
+                raise naming(chain.damage or CorruptError("the last point is missing"))
             elif chain.last.digest == digest:
                 self._store.points.persist(point.sequence)
             else:

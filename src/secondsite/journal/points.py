@@ -111,6 +111,7 @@ class PointStore:
         self.folder = folder
         self._lock = threading.Lock()
         self._cache: dict[Sequence, tuple[tuple[int, int, int], StoredPoint]] = {}
+        self._chain: tuple[BaseState, dict[Sequence, tuple[int, int, int]], Chain] | None = None
         self._definitions: dict[VmDefinition, VmDefinition] = {}
 
     def path(self, sequence: Sequence) -> Path:
@@ -132,6 +133,8 @@ class PointStore:
         count = 0
         for sequence in sequences:
             self.path(sequence).unlink(missing_ok=True)
+            with self._lock:
+                self._cache.pop(sequence, None)
             count += 1
         if count:
             durable.fsync_dir(self.folder)
@@ -158,10 +161,21 @@ class PointStore:
         """Return the chain that starts at the base's point."""
         if state.sequence is None:
             return Chain((), Sequence(0), None, ())
+        found = self._signatures()
+        with self._lock:
+            if self._chain is not None and self._chain[:2] == (state, found):
+                return self._chain[2]
+        chain = self._link(state, found)
+        with self._lock:
+            self._chain = (state, found, chain)
+        return chain
+
+    def _link(self, state: BaseState, found: dict[Sequence, tuple[int, int, int]]) -> Chain:
         points: list[StoredPoint] = []
         leftovers: list[Sequence] = []
         damage: CorruptError | None = None
-        for sequence, signature in sorted(self._signatures().items()):
+        assert state.sequence is not None
+        for sequence, signature in sorted(found.items()):
             if sequence < state.sequence:
                 leftovers.append(sequence)
                 continue

@@ -286,7 +286,7 @@ def find(offered: list[StoredPoint], sequence: Sequence | None, damage: CorruptE
         if point.sequence == sequence or (sequence is None and damage is None):
             return point
     if damage is not None and (sequence is None or sequence >= int(damage.attributes.get("point", 0))):
-        raise damage
+        raise naming(damage)  # a fresh one: the chain's is kept
     if sequence is None:
         raise NotFoundError("there is no recovery point yet", hint="wait for the initial replication to end")
     raise NotFoundError(

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from secondsite.blocks import DigestTable
 from secondsite.errors import (
     ConflictError,
     CorruptError,
     InvalidInputError,
+    NoSpaceError,
     NotFoundError,
     OperationRefusedError,
     OutOfSequenceError,
@@ -105,6 +107,41 @@ def test_a_list_of_zeros_that_recurs_is_applied_again(tmp_path: Path) -> None:
     journal = model.create(tmp_path / "j")
     for write in [(0, 4096), (0, b"x" * 4096), (0, 4096)]:
         journal.apply_initial(model.epoch, VDA, model.send(journal, model.parts(VDA, [write])))
+    model.seal(journal, {})
+    model.check(journal, verify=True)
+
+
+def test_a_first_point_that_was_cut_by_a_full_disk_is_settled_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise NoSpaceError("full")
+
+    model = Model()
+    journal = model.create(tmp_path / "j")
+    model.replicate_initially(journal, {VDA: [(0, b"a" * 8192)]})
+    manifest = model.manifest({})
+    with monkeypatch.context() as patch:
+        patch.setattr("secondsite.journal.documents.replace", full)
+        with pytest.raises(NoSpaceError):
+            journal.seal(model.epoch, manifest.to_bytes())
+    assert journal.status().state == "initial"
+    parts = Model().parts(VDA, [(0, b"b" * 8192)])
+    with pytest.raises(OperationRefusedError):
+        journal.apply_initial(model.epoch, VDA, model.send(journal, parts))
+    model.sealed(manifest, journal.seal(model.epoch, manifest.to_bytes()))
+    model.check(journal, verify=True)
+
+
+def test_the_first_point_waits_for_a_part_that_was_cut(tmp_path: Path) -> None:
+    model = Model()
+    journal = model.create(tmp_path / "j")
+    model.replicate_initially(journal, {VDA: [(0, b"a" * 8192)]})
+    with DigestTable.open(tmp_path / "j" / "base" / "vda.tbl", KEY, writable=True) as table:
+        table.mark_unknown(1, 1)
+    with pytest.raises(OutOfSequenceError):
+        model.seal(journal, {})
+    model.replicate_initially(journal, {VDA: [(4096, b"b" * 4096)]})
     model.seal(journal, {})
     model.check(journal, verify=True)
 
