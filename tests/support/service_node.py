@@ -228,7 +228,7 @@ class FakeNode:
             with self._lock:
                 running = sorted(self._running)
             try:
-                answer = self.client.post("/node/v1/poll", {"wait_s": 5, "running": running}, timeout_s=20)
+                answer = self.client.post("/node/v1/poll", {"wait_s": 1, "running": running}, timeout_s=20)
             except SecondSiteError:
                 self._stop.wait(0.1)
                 continue
