@@ -168,7 +168,7 @@ def test_expired_certificate_of_the_client_gets_nothing(site: Site, monkeypatch:
     )
     expired = past.issue_credentials(CLIENT, site.folder / "expired", validity=timedelta(days=1))
     monkeypatch.setattr(
-        "secondsite.ship.identity.utc_now", lambda: datetime.now(UTC) - timedelta(days=9, hours=12)
+        "secondsite.ship.tls.utc_now", lambda: datetime.now(UTC) - timedelta(days=9, hours=12)
     )
     with (
         site.client(expired) as client,
@@ -184,9 +184,7 @@ def test_server_with_an_expired_certificate_is_refused(site: Site, monkeypatch: 
     )
     expired = past.issue_credentials(SERVER, site.folder / "expired", validity=timedelta(days=1))
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "secondsite.ship.identity.utc_now", lambda: datetime.now(UTC) - timedelta(days=9, hours=12)
-        )
+        patch.setattr("secondsite.ship.tls.utc_now", lambda: datetime.now(UTC) - timedelta(days=9, hours=12))
         site.server.reload(expired)
     with site.client() as client, pytest.raises(UnauthenticatedError, match="peer's certificate has expired"):
         client.get("/closed")

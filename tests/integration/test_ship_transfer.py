@@ -12,7 +12,7 @@ import zstandard
 
 from secondsite.errors import CorruptError, RemoteError, UnauthenticatedError, UnavailableError
 from secondsite.model.ids import Digest, DiskKey, Epoch
-from secondsite.ship.client import is_code
+from secondsite.ship.http import is_code
 from secondsite.ship.identity import CaOnly, CertificateAuthority
 from secondsite.ship.protocol import PART_FILE_MAX, CellRange, PartKind, PartRef
 from secondsite.ship.sender import Outgoing, StoppedError

@@ -21,7 +21,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -30,12 +30,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from secondsite.errors import (
     CorruptError,
     InvalidInputError,
-    RemoteError,
-    SecondSiteError,
     UnauthenticatedError,
     UnavailableError,
 )
 from secondsite.model.ids import NodeId
+from secondsite.ship.failures import BROKEN, is_alert, raise_refusal, translated
 from secondsite.ship.identity import ca_fingerprint, load_certificate
 from secondsite.ship.routing import Router, parse_object
 
@@ -43,19 +42,6 @@ CA_PATH: Final = "/node/v1/ca"
 ANSWER_MAX: Final = 64 << 20
 _ERROR_MAX: Final = 1 << 20
 _CONNECT_S: Final = 10.0
-
-_EXPIRED, _NOT_YET, _NAME_DIFFERS = 10, 9, 62  # X509_V_ERR_*
-_ALERTS: Final = {
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the peer wants a certificate and none was shown",
-    "TLSV1_ALERT_UNKNOWN_CA": "the peer does not know the authority of our certificate",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "our certificate has expired",
-    "SSLV3_ALERT_CERTIFICATE_REVOKED": "our certificate is revoked",
-    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "the peer does not accept our certificate",
-    "SSLV3_ALERT_BAD_CERTIFICATE": "the peer does not accept our certificate",
-    "TLSV1_ALERT_ACCESS_DENIED": "the peer does not accept our certificate",
-    "TLSV1_ALERT_DECRYPT_ERROR": "the peer does not accept our certificate",
-}
-_BROKEN = (OSError, http.client.HTTPException)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +175,7 @@ class JsonClient:
         """
         connection, response = self._exchange(method, path, body, length, headers or {}, timeout_s)
         try:
-            with translated(self.endpoint):
+            with self._translated():
                 yield response
         except BaseException:
             connection.close()
@@ -230,7 +216,7 @@ class JsonClient:
             connection = self._take(timeout_s)
             kept = not connection.fresh
             try:
-                with translated(self.endpoint):
+                with self._translated():
                     try:
                         response = _talk(connection, method, path, body, length, headers)
                     except (ConnectionError, http.client.BadStatusLine, ssl.SSLEOFError):
@@ -238,11 +224,14 @@ class JsonClient:
                             connection.close()
                             continue
                         raise
-                    _raise_refusal(response)
+                    raise_refusal(response)
             except BaseException:
                 connection.close()
                 raise
             return connection, response
+
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated(self.endpoint.host, self.endpoint.port, self.endpoint.server_name)
 
     def _take(self, timeout_s: float) -> PeerConnection:
         while True:
@@ -304,41 +293,13 @@ def _early_answer(connection: PeerConnection, broken: OSError) -> http.client.HT
         raise broken
     try:
         response = connection.getresponse()
-    except _BROKEN as error:
-        if isinstance(error, ssl.SSLError) and error.reason in _ALERTS:
+    except BROKEN as error:
+        if is_alert(error):
             raise
         raise broken from None
     if response.status // 100 == 2:
         raise broken
     return response
-
-
-def _raise_refusal(response: http.client.HTTPResponse) -> None:
-    if response.status // 100 != 2:
-        raise _error_of(response)
-
-
-def _error_of(response: http.client.HTTPResponse) -> SecondSiteError:
-    data = response.read(_ERROR_MAX)
-    try:
-        fields = parse_object(data).get("error")
-    except InvalidInputError:
-        fields = None
-    if not isinstance(fields, dict) or not isinstance(fields.get("code"), str):
-        text = data[:200].decode("latin-1")
-        return UnavailableError(
-            f"the peer answered {response.status} without an error that we know", answer=text
-        )
-    attributes = fields.get("attributes")
-    fields["attributes"] = (
-        {str(key): value for key, value in attributes.items() if key not in {"message", "hint", "self"}}
-        if isinstance(attributes, dict)
-        else {}
-    )
-    error = RemoteError(fields)
-    if error.code == UnauthenticatedError.code:
-        return UnauthenticatedError(error.message, hint=error.hint, **error.attributes)
-    return error
 
 
 def _read_bounded(response: http.client.HTTPResponse, limit: int) -> bytes:
@@ -350,48 +311,6 @@ def _read_bounded(response: http.client.HTTPResponse, limit: int) -> bytes:
     if not response.isclosed():
         response.read()  # at the end already: lets http.client see it, so that the connection can be kept
     return data
-
-
-@contextmanager
-def translated(endpoint: Endpoint) -> Iterator[None]:
-    """Turn what sockets, TLS and HTTP raise into UnauthenticatedError or UnavailableError."""
-    try:
-        yield
-    except SecondSiteError:
-        raise
-    except _BROKEN as error:
-        raise _translate(error, endpoint) from error
-
-
-def _translate(error: OSError | http.client.HTTPException, endpoint: Endpoint) -> SecondSiteError:
-    place: dict[str, Any] = {"host": endpoint.host, "port": endpoint.port, "peer": endpoint.server_name}
-    if isinstance(error, ssl.SSLCertVerificationError):
-        if error.verify_code == _EXPIRED:
-            return UnauthenticatedError(
-                "the peer's certificate has expired", hint="renew it on the peer", **place
-            )
-        if error.verify_code == _NOT_YET:
-            return UnauthenticatedError(
-                "the peer's certificate is not valid yet", hint="compare the clocks", **place
-            )
-        if error.verify_code == _NAME_DIFFERS:
-            return UnauthenticatedError(
-                f"another node than {endpoint.server_name} answers at {endpoint.host}:{endpoint.port}",
-                hint="check the node's address",
-                **place,
-            )
-        return UnauthenticatedError(
-            "the peer's certificate is not from our authority", reason=error.verify_message, **place
-        )
-    if isinstance(error, ssl.SSLError) and error.reason in _ALERTS:
-        return UnauthenticatedError(_ALERTS[error.reason], hint="enrol or renew this node", **place)
-    reason = str(error) or type(error).__name__
-    return UnavailableError(f"{endpoint.host}:{endpoint.port} does not answer: {reason}", **place)
-
-
-def is_code(error: BaseException, *codes: str) -> bool:
-    """Whether `error` is one of ours, raised here or reported by a peer, with one of `codes`."""
-    return isinstance(error, SecondSiteError) and error.code in codes
 
 
 # -- the first contact --------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ connections, errors as exceptions, the pinned first contact).
 
 from __future__ import annotations
 
+from secondsite.ship.body import Body, TooLargeError
 from secondsite.ship.client import (
     CA_PATH,
     Answer,
@@ -13,14 +14,12 @@ from secondsite.ship.client import (
     JsonClient,
     add_ca_route,
     fetch_ca,
-    is_code,
 )
+from secondsite.ship.failures import is_code
 from secondsite.ship.routing import (
-    Body,
     Request,
     Response,
     Router,
-    TooLargeError,
     WsgiApp,
     error_response,
     parse_object,

@@ -14,19 +14,13 @@ It keeps nothing on disk and decides nothing about cycles: the node's replicator
 from __future__ import annotations
 
 import json
-import queue
 import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeVar
-
-import zstandard
+from typing import Any, Final, TypeVar
 
 from secondsite.errors import (
-    CorruptError,
     InvalidInputError,
     RemoteError,
     Retry,
@@ -38,6 +32,7 @@ from secondsite.model.units import MIB
 from secondsite.ship.backoff import QuickRetries
 from secondsite.ship.client import Endpoint, JsonClient, Trust
 from secondsite.ship.compression import Compression, Sent
+from secondsite.ship.delivery import Flow, Outgoing, Run, StoppedError
 from secondsite.ship.progress import Progress
 from secondsite.ship.protocol import (
     CELL_BYTES,
@@ -72,22 +67,7 @@ _QUICKLY_AGAIN: Final = frozenset({"unavailable", "timeout", "cut_body", "intern
 
 T = TypeVar("T")
 
-
-class StoppedError(SecondSiteError):
-    """The transfer was cancelled from this side; what arrived stays and is not sent again."""
-
-    code = "stopped"
-    retry = Retry.LATER
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A part to send: `length` bytes in the file at `path`, whose BLAKE3 is `digest`."""
-
-    digest: Digest
-    kind: PartKind
-    path: Path
-    length: int
+__all__ = ["Outgoing", "Sender", "StoppedError"]
 
 
 class Sender:
@@ -205,7 +185,7 @@ class Sender:
         (also when it had it before), never twice at a time, in any order. The first error ends the transfer after
         the parts that are under way on other connections were given up; what arrived stays.
         """
-        run = _Run(on_sent, self._cancelled)
+        run = Run(on_sent, self._cancelled)
         if isinstance(parts, Sequence):
             self.progress.expect(self.progress.view().raw + sum(part.length for part in parts))
             missing = self.missing([PartRef(part.digest, part.kind) for part in parts]) if parts else set()
@@ -246,7 +226,7 @@ class Sender:
 
     def _put(self, part: Outgoing, stopping: Callable[[], bool]) -> None:
         level = self._compression.choose(part.length)
-        flow = _Flow(part, level, self._limiter, self._monotonic, self.progress, stopping)
+        flow = Flow(part, level, self._limiter, self._monotonic, self.progress, stopping)
         encoding = Encoding.ZSTD if level else Encoding.IDENTITY
         path = item_path(PART_PATH, self._item, part.digest) + f"?kind={PartKind(part.kind).value}"
         headers = {
@@ -300,148 +280,6 @@ class Sender:
                 if delay is None or now + delay > end:
                     raise
             self._sleep(delay)
-
-
-class _Flow:
-    """The body of one part: read, compress, throttle, piece by piece, and what that cost."""
-
-    def __init__(
-        self,
-        part: Outgoing,
-        level: int,
-        limiter: TokenBucket,
-        monotonic: Callable[[], float],
-        progress: Progress,
-        stopping: Callable[[], bool],
-    ) -> None:
-        self._part = part
-        self._level = level
-        self._limiter = limiter
-        self._monotonic = monotonic
-        self._progress = progress
-        self._stopping = stopping
-        self.wire = 0
-        self.counted = 0
-        self.ended_at = 0.0
-        self.own_s = 0.0
-        """Seconds spent on reading and compressing; the rest of the call's time is the link's."""
-
-    def __iter__(self) -> Iterator[bytes]:
-        pieces = self._compressed() if self._level else self._read()
-        while True:
-            start = self._monotonic()
-            piece = next(pieces, None)
-            self.own_s += self._monotonic() - start
-            if piece is None:
-                self.ended_at = self._monotonic()
-                return
-            yield from self._throttled(piece)
-
-    def _throttled(self, piece: bytes) -> Iterator[bytes]:
-        view = memoryview(piece)
-        while view:
-            step = view[: self._limiter.piece]
-            if not self._limiter.take(len(step), self._stopping):
-                raise StoppedError("the transfer was stopped")
-            yield bytes(step) if len(step) < len(piece) else piece
-            self.wire += len(step)
-            self._progress.add(wire=len(step))
-            view = view[len(step) :]
-
-    def _read(self) -> Iterator[bytes]:
-        left = self._part.length
-        with _opened(self._part.path) as file:
-            while left:
-                if self._stopping():
-                    raise StoppedError("the transfer was stopped")
-                data = _read_some(file, min(_CHUNK, left))
-                if not data:
-                    raise CorruptError(
-                        "the part's file is shorter than it should be",
-                        path=str(self._part.path),
-                        missing=left,
-                    )
-                left -= len(data)
-                yield data
-                self.counted += len(data)
-                self._progress.add(raw=len(data))
-
-    def _compressed(self) -> Iterator[bytes]:
-        compressor = zstandard.ZstdCompressor(level=self._level).compressobj(size=self._part.length)
-        for data in self._read():
-            if piece := compressor.compress(data):
-                yield piece
-        yield compressor.flush()
-
-
-def _opened(path: Path) -> BinaryIO:
-    # Our own files' errors must not look like the link's, which are retried.
-    try:
-        return path.open("rb", buffering=0)
-    except OSError as error:
-        raise CorruptError("the part's file cannot be opened", path=str(path), reason=str(error)) from error
-
-
-def _read_some(file: BinaryIO, size: int) -> bytes:
-    try:
-        return file.read(size)
-    except OSError as error:
-        raise CorruptError("the part's file cannot be read", path=file.name, reason=str(error)) from error
-
-
-class _Run:
-    """One transfer: a feeder (the caller), workers, and the first error, which stops them all."""
-
-    def __init__(self, on_sent: Callable[[Outgoing], object] | None, cancelled: threading.Event) -> None:
-        self._on_sent = on_sent
-        self._cancelled = cancelled
-        self._lock = threading.Lock()
-        self._error: BaseException | None = None
-
-    def stopping(self) -> bool:
-        return self._error is not None or self._cancelled.is_set()
-
-    def sent(self, part: Outgoing) -> None:
-        if self._on_sent is not None:
-            with self._lock:
-                self._on_sent(part)
-
-    def through(self, parts: Iterable[Outgoing], workers: int, deliver: Callable[[Outgoing], None]) -> None:
-        """Deliver all parts with so many workers; raise the first error once all have ended."""
-        waiting: queue.Queue[Outgoing | None] = queue.Queue(maxsize=2 * workers)
-
-        def work() -> None:
-            while (part := waiting.get()) is not None:
-                if self._error is not None:
-                    continue
-                try:
-                    deliver(part)
-                    self.sent(part)
-                except BaseException as error:  # noqa: BLE001 - carried to the caller, whatever it is
-                    self._fail(error)
-
-        threads: list[threading.Thread] = []
-        try:
-            for part in parts:
-                if len(threads) < workers:
-                    threads.append(threading.Thread(target=work, name="ship-send", daemon=True))
-                    threads[-1].start()
-                waiting.put(part)
-                if self.stopping():
-                    break
-        except BaseException as error:  # noqa: BLE001 - the producer failed: same way out
-            self._fail(error)
-        for _ in threads:
-            waiting.put(None)
-        for thread in threads:
-            thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def _fail(self, error: BaseException) -> None:
-        with self._lock:
-            if self._error is None:
-                self._error = error
 
 
 def _worth_another_try(error: SecondSiteError) -> bool:

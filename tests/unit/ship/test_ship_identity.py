@@ -129,6 +129,16 @@ def test_key_that_does_not_fit_the_certificate_is_refused(
         Credentials(one.cert_file, two.key_file, one.ca_file).client_context()
 
 
+def test_missing_files_are_a_typed_error(authority: CertificateAuthority, tmp_path: Path) -> None:
+    credentials = authority.issue_credentials(NODE, tmp_path)
+    credentials.key_file.unlink()
+    with pytest.raises(CorruptError):
+        credentials.server_context()
+    credentials.cert_file.unlink()
+    with pytest.raises(CorruptError):
+        credentials.client_context()
+
+
 def test_certificate_without_a_node_is_refused(authority: CertificateAuthority) -> None:
     with pytest.raises(UnauthenticatedError):
         peer_certificate(der_of(authority.pem))

@@ -11,17 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secondsite.errors import InvalidInputError
-from secondsite.ship.routing import (
-    CLOSE_KEY,
-    STREAM_KEY,
-    Body,
-    ChunkedStream,
-    CutBodyError,
-    Request,
-    Response,
-    Router,
-    TooLargeError,
-)
+from secondsite.ship.body import Body, ChunkedStream, CutBodyError, TooLargeError
+from secondsite.ship.routing import CLOSE_KEY, STREAM_KEY, Request, Response, Router
 
 
 def call(router: Router, method: str, path: str, body: bytes = b"", **environ: Any) -> tuple[str, Any, bool]:
