@@ -129,7 +129,8 @@ def test_a_daemon_that_ends_at_once_is_quoted(short_path: Path, monkeypatch: pyt
 def test_root_without_namespaces_runs_guests_as_nobody(short_path: Path, guest_files: GuestFiles) -> None:
     with Hypervisor(short_path / "h", "h", mode=_unprivileged()) as hypervisor:
         assert not hypervisor.has_networks
-        with running_guest(hypervisor, guest_files, "g", count=1):
+        with running_guest(hypervisor, guest_files, "a-name-longer-than-20", count=1, agent=True) as guest:
+            guest.wait_for_agent()
             (process,) = hypervisor.guests()
             user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else os.geteuid()
             assert Path(f"/proc/{process.pid}").stat().st_uid == user

@@ -30,8 +30,6 @@ from secondsite.lab.processes import Process
 from secondsite.lab.recipe import Mode, recipe_for
 from secondsite.lab.tools import find
 
-_FOLDER_LENGTH_MAX = 48
-"""A Unix socket's path holds 107 bytes; QEMU's monitor is config/libvirt/qemu/lib/domain-NN-NAME/monitor.sock below us."""
 _PROGRAMS = ("libvirtd", "qemu-system-x86_64")
 _POLL_S = 0.02
 _START_TIMEOUT_S = 60.0  # a cold start probes every emulator: 4 to 8 s on two cores
@@ -48,25 +46,26 @@ class Hypervisor:
         self, directory: Path, name: str, *, cache: Path | None = None, mode: Mode | None = None
     ) -> None:
         directory = directory.absolute()
-        if len(os.fsencode(directory)) > _FOLDER_LENGTH_MAX:
+        self._recipe = recipe_for(directory, mode)
+        longest = self._recipe.path_length_max
+        if len(os.fsencode(directory)) > longest:
             raise InvalidInputError(
                 f"the hypervisor's folder has too long a path: {directory}",
-                hint=f"at most {_FOLDER_LENGTH_MAX} bytes, for the sake of Unix sockets below it; use a folder in /tmp",
+                hint=f"at most {longest} bytes, for the sake of Unix sockets below it; use a folder in /tmp",
             )
         self.directory = directory
         self.name = name
-        self._recipe = recipe_for(directory, mode)
         self.storage = directory / "disks"
         """Where its guests' disk images lie."""
         self._cache = capabilities.default_cache() if cache is None else cache
         self._child: subprocess.Popen[bytes] | None = None
 
+    # -- what it is ------------------------------------------------------------------------------------------
+
     @property
     def mode(self) -> Mode:
         """Which recipe it runs by."""
         return self._recipe.mode
-
-    # -- what it is ------------------------------------------------------------------------------------------
 
     @property
     def uri(self) -> str:

@@ -59,6 +59,8 @@ class Recipe(ABC):
     """What stands in the libvirt URI: "session" or "system"."""
     account: str | None = None
     """Which user it runs as; None for the one who asks."""
+    path_length_max: int
+    """In bytes, of the directory: Unix sockets lie below it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -107,10 +109,17 @@ class Recipe(ABC):
 
 
 class SessionRecipe(Recipe):
-    """A session libvirtd of the user who asks."""
+    """A session libvirtd of the user who asks.
+
+    A Unix socket's path holds 107 bytes, and QEMU's lie below the configuration's folder, which is called "c" for that:
+    the monitor at c/libvirt/qemu/lib/domain-NN-NAME/monitor.sock, the guest agent's at
+    c/libvirt/qemu/channel/target/domain-NN-NAME/org.qemu.guest_agent.0, with up to 20 bytes of the name. So guests with
+    an agent need a folder of at most 23 bytes.
+    """
 
     mode = Mode.SESSION
     driver = "session"
+    path_length_max = 44
 
     @property
     def socket(self) -> Path:
@@ -122,15 +131,15 @@ class SessionRecipe(Recipe):
 
     def write_configuration(self, log: Path) -> None:
         # libvirt 9.0 does not start without cache/libvirt/qemu/log.
-        for folder in ("home", "run/libvirt", "config/libvirt", "cache/libvirt/qemu/log", "data"):
+        for folder in ("home", "run/libvirt", "c/libvirt", "cache/libvirt/qemu/log", "data"):
             (self.directory / folder).mkdir(parents=True, exist_ok=True)
-        _write_settings(self.directory / "config" / "libvirt", log, {}, {})
+        _write_settings(self.directory / "c" / "libvirt", log, {}, {})
 
     def command(self, survivor: Process | None) -> list[str]:  # noqa: ARG002
         return ["libvirtd", "--timeout", "0"]
 
     def environment(self) -> dict[str, str]:
-        folders = {"RUNTIME_DIR": "run", "CONFIG_HOME": "config", "CACHE_HOME": "cache", "DATA_HOME": "data"}
+        folders = {"RUNTIME_DIR": "run", "CONFIG_HOME": "c", "CACHE_HOME": "cache", "DATA_HOME": "data"}
         xdg = {f"XDG_{name}": f"{self.directory}/{folder}" for name, folder in folders.items()}
         return _environment() | xdg | {"HOME": f"{self.directory}/home"}
 
@@ -156,6 +165,7 @@ class NamespaceRecipe(Recipe):
 
     mode = Mode.NAMESPACE
     driver = "system"
+    path_length_max = 80  # QEMU's sockets are seen below /var/lib/libvirt; only libvirtd's own is seen here
 
     @property
     def socket(self) -> Path:

@@ -13,6 +13,7 @@ from secondsite.errors import InvalidInputError
 from secondsite.lab import capabilities, processes
 from secondsite.lab.hypervisor import Hypervisor
 from secondsite.lab.processes import Process
+from secondsite.lab.recipe import Mode
 from support.leftovers import Leftovers
 
 
@@ -94,4 +95,4 @@ def test_capabilities_of_a_changed_binary_are_others(tmp_path: Path) -> None:
 
 def test_a_folder_too_long_for_sockets_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="too long"):
-        Hypervisor(Path("/tmp") / ("x" * 60), "h")
+        Hypervisor(Path("/tmp") / ("x" * 60), "h", mode=Mode.SESSION)
