@@ -44,9 +44,14 @@ def apply(
         NoSpaceError: likewise.
     """
     cells = _Cells(base, table)
-    for source in np.unique(index.source[index.source != ZERO]).tolist():
+    if len(index) == 0:
+        return
+    order = np.argsort(index.source, kind="stable")  # by source, each in order of offset
+    sources, first = np.unique(index.source[order], return_index=True)
+    for source, chosen in zip(sources.tolist(), np.split(order, first[1:]), strict=True):
+        if source == ZERO:
+            continue
         data = logs.proven(files[source])
-        chosen = index.source == source
         for start, end, location in zip(
             index.start[chosen].tolist(),
             index.end[chosen].tolist(),

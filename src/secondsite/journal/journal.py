@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -167,9 +167,9 @@ class Journal:
         return journal
 
     def close(self) -> None:
-        """Let another process write. Views stay valid."""
-        if self._lock is not None:
-            self._lock.release()
+        """Let another process write, when what other threads do has ended. Views stay valid."""
+        with self._maintenance, self._mutex:
+            self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -197,7 +197,7 @@ class Journal:
                     )
                 images = [spec.path for spec in self._store.identity.disks.values() if spec.kind == "image"]
                 durable.remove_tree(self._store.folder)
-            self.close()
+            self._release()
             for image in images if remove_images else ():
                 image.unlink(missing_ok=True)
 
@@ -235,6 +235,9 @@ class Journal:
 
     def status(self) -> JournalStatus:
         """Return what the journal holds. Cheap."""
+        if self.writable and self._store.base_state().sequence is None:
+            with suppress(NoSpaceError), self._changing():
+                self._settle()  # a first point may be complete but for its last step, and the source asks for it
         state, chain = self._store.chain()
         damage = chain.damage or self._unfinished
         return JournalStatus(
@@ -270,8 +273,7 @@ class Journal:
         Raises:
             StaleEpochError: the journal's epoch is newer already.
         """
-        with self._mutex:
-            self._check_writable()
+        with self._changing():
             current = self._store.epoch()
             if epoch < current:
                 raise StaleEpochError(f"the epoch is {current} already", epoch=epoch, current=current)
@@ -301,7 +303,7 @@ class Journal:
             NotFoundError: a part was neither received nor applied before. Nothing was applied.
             StaleEpochError, CorruptError, NoSpaceError: the call may be repeated.
         """
-        with self._mutex:
+        with self._changing():
             self._settle()
             seal.check_epoch(self._store, epoch)
             if self._store.base_state().sequence is not None:
@@ -320,7 +322,7 @@ class Journal:
             CorruptError: its files overlap or are not of these disks, or the journal's last point is damaged.
             UnsupportedError: disks were added, removed or resized.
         """
-        with self._mutex:
+        with self._changing():
             self._settle()
             seal.check_epoch(self._store, epoch)
             point = seal.parse(self._store, manifest, epoch)
@@ -364,7 +366,7 @@ class Journal:
         Raises:
             NotFoundError: there is no such point.
         """
-        with self._store.pins.reading():
+        with self._store.pins.reading(), durable.naming_full_disk(self.path):
             chain = self._store.chain()[1]
             find(chain.offered, sequence, chain.damage)
             self._store.pins.add_lasting(sequence, owner)
@@ -398,8 +400,7 @@ class Journal:
             CorruptError: something to be folded is damaged; it is kept, and nothing was given up.
             NoSpaceError: the fold goes on with the next call.
         """
-        with self._maintenance:
-            self._check_writable()
+        with self._maintaining():
             self._tidy(progress)
             before = self._store.base_state().floor
             points = self.points()
@@ -429,8 +430,7 @@ class Journal:
             PinnedError: one is in use. Runs of points before it may be merged already.
             CorruptError: a file of theirs is damaged. Likewise.
         """
-        with self._maintenance:
-            self._check_writable()
+        with self._maintaining():
             self._tidy(_no_progress)
             for group in thin.groups(self._store.chain()[1].offered, sequences):
                 thin.merge_group(
@@ -450,6 +450,18 @@ class Journal:
 
     # -- inside ----------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        with self._mutex, durable.naming_full_disk(self.path):
+            self._check_writable()
+            yield
+
+    @contextmanager
+    def _maintaining(self) -> Iterator[None]:
+        with self._maintenance, durable.naming_full_disk(self.path):
+            self._check_writable()
+            yield
+
     def _recover(self) -> None:
         folder = self._store.folder
         for part in (
@@ -463,14 +475,13 @@ class Journal:
             durable.remove_temporaries(part)
         for part in (folder, folder / "logs", folder / "points"):
             durable.fsync_dir(part)
-        with self._maintenance, self._mutex:
+        with self._maintaining(), self._changing():
             self._settle()
             with self._keeping_error():
                 self._tidy(_no_progress)
 
     def _settle(self) -> None:
         """Finish a first seal that was cut."""
-        self._check_writable()
         seal.finish_first(self._store)
 
     def _tidy(self, progress: Callable[[int], None]) -> None:
@@ -507,6 +518,10 @@ class Journal:
                 return garbage.collect(self._store, self._expected, pins)
         except PinnedError:  # a reader of a folder it cannot write; what is garbage stays garbage
             return 0
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _check_writable(self) -> None:
         if not self.writable:

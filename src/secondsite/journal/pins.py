@@ -124,7 +124,7 @@ class PinStore:
                 path.unlink(missing_ok=True)
                 continue
             try:
-                pins.append(_parse(json.loads(path.read_bytes()), path))
+                pins.append(_parse(path.read_bytes(), path))
             except FileNotFoundError:  # released since we listed
                 continue
         return pins
@@ -207,8 +207,9 @@ def _is_live(path: Path) -> bool:
         os.close(fd)
 
 
-def _parse(document: dict[str, object], path: Path) -> Pin:
+def _parse(data: bytes, path: Path) -> Pin:
     try:
+        document = json.loads(data)
         files = document.get("files", [])
         return Pin(
             sequence=Sequence(int(str(document["sequence"]))),
@@ -217,7 +218,7 @@ def _parse(document: dict[str, object], path: Path) -> Pin:
             files=frozenset(str(name) for name in files) if isinstance(files, list) else frozenset(),
             still_base=bool(document.get("still_base", False)),
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ConflictError(
             f"the pin {path.name} cannot be read",
             hint="remove the file if nothing reads this journal",

@@ -125,10 +125,13 @@ def test_a_first_point_that_was_cut_by_a_full_disk_is_settled_before_anything_el
         patch.setattr("secondsite.journal.documents.replace", full)
         with pytest.raises(NoSpaceError):
             journal.seal(model.epoch, manifest.to_bytes())
-    assert journal.status().state == "initial"
+        assert journal.status().state == "initial"
+        with pytest.raises(NoSpaceError):
+            journal.apply_initial(model.epoch, VDA, [])
     parts = Model().parts(VDA, [(0, b"b" * 8192)])
     with pytest.raises(OperationRefusedError):
         journal.apply_initial(model.epoch, VDA, model.send(journal, parts))
+    assert journal.status().state == "ready"
     model.sealed(manifest, journal.seal(model.epoch, manifest.to_bytes()))
     model.check(journal, verify=True)
 
