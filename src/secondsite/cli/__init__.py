@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from secondsite import __version__
-from secondsite.cli import history, item, journal, lab, node, service, setup
+from secondsite.cli import demo, history, item, journal, lab, node, service, setup
 from secondsite.cli.client import choose_config
 
 app = typer.Typer(
@@ -64,6 +64,9 @@ for _name, _noun, _help in (
     ("lab", lab.app, "Two sites on this machine."),
 ):
     app.add_typer(_noun, name=_name, help=_help)
+
+
+app.command(epilog="Example: secondsite demo --dir /tmp/demo")(demo.demo)
 
 
 def main() -> None:
