@@ -8,10 +8,8 @@ import random
 import signal
 import subprocess
 import sys
-import threading
-import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +33,7 @@ from secondsite.errors import (
 from secondsite.lab.hypervisor import Hypervisor
 from secondsite.model.ids import DiskKey
 from secondsite.model.units import GIB, KIB, MIB
+from support.patience import wait_until
 from support.replicas import Replica
 from support.tracked_machines import TrackedMachine
 
@@ -71,14 +70,6 @@ class Site:
         ]
         os.kill(guest.pid, signal.SIGKILL)
         wait_until(lambda: not self.machine.domain.isActive())
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline
-        pause.wait(0.02)
 
 
 @pytest.fixture

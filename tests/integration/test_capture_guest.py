@@ -1,0 +1,116 @@
+"""Capture under a guest that writes: every point is a strict prefix over both disks, and the guest is never stopped."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from secondsite.capture.libvirt import LibvirtCapture
+from secondsite.capture.port import Snapshot
+from secondsite.capture.select import capture_for
+from secondsite.errors import NoSpaceError
+from secondsite.lab.filesystem import check_filesystem
+from secondsite.lab.guest.builder import GuestFiles
+from secondsite.lab.hypervisor import Hypervisor
+from secondsite.lab.records import check_records
+from secondsite.model.ids import DiskKey
+from secondsite.model.units import MIB
+from support.guests import running_guest
+from support.patience import wait_until
+from support.replicas import Replica
+
+pytestmark = pytest.mark.integration
+VDA, VDB = DiskKey("vda"), DiskKey("vdb")
+SIZE = 128 * MIB
+
+
+def images_of(replica: Replica, folder: Path) -> list[Path]:
+    files = []
+    for key, image in replica.images.items():
+        files.append(folder / f"replica-{key}.raw")
+        files[-1].write_bytes(image)
+    return files
+
+
+def test_every_point_under_load_is_a_strict_prefix_over_both_disks(
+    hypervisor: Hypervisor, guest_files: GuestFiles, short_path: Path, tmp_path: Path
+) -> None:
+    replica = Replica({VDA: SIZE, VDB: SIZE}, tmp_path)
+    with running_guest(hypervisor, guest_files, "capture-load") as guest:
+        assert guest.console is not None
+        last = 0
+        for cycle in range(4):
+            told = guest.console.record()
+            replica.cycle(capture_for(hypervisor.uri, "capture-load", SIZES, short_path / "s"))
+            found = check_records(images_of(replica, tmp_path))
+            assert found.problems == ()
+            assert found.last >= max(told, last + 1)
+            last = found.last
+            assert replica.compared == (cycle == 0)
+            if cycle:
+                assert 0 < sum(replica.shipped.values()) < SIZE // 4
+        final = guest.shut_down()
+        wait_until(lambda: not guest.domain.isActive())
+        replica.cycle(capture_for(hypervisor.uri, "capture-load", SIZES, short_path / "s"))
+        assert not replica.compared
+        images = images_of(replica, tmp_path)
+        assert check_records(images).last == final
+        for image in images:
+            checked = check_filesystem(image)
+            assert checked.problems == ()
+            assert not checked.needed_recovery
+    replica.close()
+
+
+SIZES = (VDA, VDB)
+
+
+@contextmanager
+def small_file_system(folder: Path, size: int) -> Iterator[None]:
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=777", "scratch", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_guest_that_was_stopped_for_want_of_scratch_space_goes_on(
+    guest_files: GuestFiles, short_path: Path
+) -> None:
+    scratch = short_path / "s"
+    # The file system must be there before the hypervisor takes its mount namespace.
+    with (
+        small_file_system(scratch, MIB),
+        Hypervisor(short_path / "h", "small") as hypervisor,
+        running_guest(hypervisor, guest_files, "capture-full", rate=2000) as guest,
+    ):
+        assert guest.console is not None
+        states: list[tuple[int, int]] = []
+        capture = LibvirtCapture(hypervisor.uri, "capture-full", SIZES, scratch, scratch_reserve=0)
+
+        def read_until_given_up(snapshot: Snapshot) -> None:
+            def read() -> bool:
+                states.append(tuple(guest.domain.state()))
+                return not list(snapshot.disks[VDA].read([(0, 4096)]))
+
+            wait_until(read, timeout_s=60)
+
+        with capture.snapshot(since=None, new="ss-1") as snapshot, pytest.raises(NoSpaceError):
+            read_until_given_up(snapshot)
+        paused = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR)
+        assert paused in states  # it did happen
+        told = guest.console.record()
+        assert guest.console.record() >= told
+        assert guest.domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
+        last = guest.shut_down()
+        found = check_records(guest.disks)
+        assert found.problems == ()
+        assert found.last == last
