@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from secondsite.errors import InvalidInputError, Retry
 
@@ -28,48 +28,68 @@ class CutBodyError(InvalidInputError):
     retry = Retry.LATER
 
 
-class Readable(Protocol):
-    """What the body is read from."""
+class Stream(Protocol):
+    """What a body is read from."""
 
-    def read(self, size: int) -> bytes:
-        """Return up to `size` bytes, fewer only at the end."""
+    def readinto(self, view: memoryview) -> int:
+        """Fill `view`; fewer bytes only at the end."""
+        ...
+
+    def readline(self, limit: int) -> bytes:
+        """Return bytes up to and with the next line feed, at most `limit`."""
         ...
 
 
-class ChunkedStream:
+class _Plain:
+    """Exactly `length` bytes of a stream."""
+
+    def __init__(self, stream: Stream, length: int) -> None:
+        self._stream = stream
+        self._left = length
+
+    def readinto(self, view: memoryview) -> int:
+        count = self._stream.readinto(view[: self._left])
+        if count < min(len(view), self._left):
+            raise ValueError("the body ends early")
+        self._left -= count
+        return count
+
+
+class _Chunked:
     """Undoes the chunked coding (RFC 9112, 7.1) without extensions and trailers. ValueError on anything else.
 
-    cheroot's own reader joins all chunks into one growing buffer; this one hands out what it was asked for.
+    cheroot's own reader joins all chunks into one growing buffer; this one fills the buffer that it is given.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._left = 0
         self._started = False
         self._ended = False
 
-    def read(self, size: int) -> bytes:
-        """Return up to `size` bytes of one chunk, b"" after the last."""
-        if self._left == 0 and not self._ended:
-            self._next_chunk()
-        if self._ended:
-            return b""
-        data: bytes = self._stream.read(min(size, self._left))
-        if not data:
-            raise ValueError("the body ends within a chunk")
-        self._left -= len(data)
-        return data
+    def readinto(self, view: memoryview) -> int:
+        done = 0
+        while done < len(view) and not self._ended:
+            if self._left == 0:
+                self._next_chunk()
+                continue
+            wanted = min(len(view) - done, self._left)
+            if self._stream.readinto(view[done : done + wanted]) != wanted:
+                raise ValueError("the body ends within a chunk")
+            self._left -= wanted
+            done += wanted
+        return done
 
     def _next_chunk(self) -> None:
-        if self._started and self._stream.read(2) != b"\r\n":
+        if self._started and self._stream.readline(2) != b"\r\n":
             raise ValueError("a chunk does not end where it should")
         self._started = True
-        line: bytes = self._stream.readline(20)
+        line = self._stream.readline(20)
         if not _CHUNK_SIZE.fullmatch(line):
             raise ValueError("not a chunk's size")
         self._left = int(line, 16)
         if self._left == 0:
-            if self._stream.read(2) != b"\r\n":
+            if self._stream.readline(2) != b"\r\n":
                 raise ValueError("trailers are not taken")
             self._ended = True
 
@@ -77,46 +97,54 @@ class ChunkedStream:
 class Body:
     """The request's body, read once and in order. `length` is None if it is chunked: then only its end tells."""
 
-    def __init__(self, stream: Readable, length: int | None) -> None:
-        self._stream = stream
+    def __init__(self, stream: Stream, length: int | None) -> None:
+        self._source = _Chunked(stream) if length is None else _Plain(stream, length)
         self.length = length
         self.limit = 0
         self.received = 0
         self.ended = length == 0
         self.broken = False
 
-    def read(self, size: int) -> bytes:
-        """Return up to `size` bytes, b"" only at the end.
+    def readinto(self, view: memoryview) -> int:
+        """Fill `view`; fewer bytes only at the end, where it returns 0.
 
         Raises:
             CutBodyError: the peer stopped, or the connection broke, before the end.
             TooLargeError: a chunked body has outgrown the route's limit.
         """
-        if self.ended or size <= 0:
-            return b""
-        wanted = size if self.length is None else min(size, self.length - self.received)
+        if self.ended or not view:
+            return 0
         try:
-            data = self._stream.read(wanted)
+            count = self._source.readinto(view)
         except (OSError, ValueError) as error:  # includes time-outs and every TLS failure
             self.broken = True
-            raise CutBodyError("the connection broke in the middle of the body", reason=str(error)) from error
-        self.received += len(data)
-        if self.length is None:
-            self.ended = not data
-            if self.received > self.limit:
-                raise TooLargeError("the body is too large", limit=self.limit)
-        elif not data:
-            self.broken = True
-            raise CutBodyError("the body ended early", expected=self.length, received=self.received)
-        else:
+            raise CutBodyError(
+                "the body ended early", reason=str(error), expected=self.length, received=self.received
+            ) from error
+        self.received += count
+        if self.length is not None:
             self.ended = self.received == self.length
-        return data
+        elif self.received > self.limit:
+            raise TooLargeError("the body is too large", limit=self.limit)
+        else:
+            self.ended = count < len(view)
+        return count
 
-    def chunks(self, size: int = 1 << 20) -> Iterator[bytes]:
-        """Yield the rest of the body in pieces of up to `size` bytes."""
-        while data := self.read(size):
-            yield data
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes, b"" only at the end; raises as `readinto`."""
+        buffer = bytearray(size if self.length is None else min(size, self.length - self.received))
+        count = self.readinto(memoryview(buffer))
+        return bytes(memoryview(buffer)[:count])
+
+    def chunks(self, size: int = 1 << 20) -> Iterator[memoryview]:
+        """Yield the rest of the body in pieces of up to `size` bytes; each is valid until the next is taken."""
+        view = memoryview(bytearray(size if self.length is None else min(size, self.length - self.received)))
+        while count := self.readinto(view):
+            yield view[:count]
 
     def read_all(self) -> bytes:
         """Return the rest of the body; the route's limit has bounded it."""
-        return b"".join(self.chunks())
+        whole = bytearray()
+        for piece in self.chunks():
+            whole += piece
+        return bytes(whole)

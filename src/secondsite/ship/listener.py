@@ -231,8 +231,9 @@ def _epoch(request: Request) -> Epoch:
     return Epoch(parse_header_number(request.headers.get(EPOCH_HEADER.lower()), EPOCH_HEADER, least=1))
 
 
-def _expanded(body: Body, encoding: str, length: int) -> Iterator[bytes]:
+def _expanded(body: Body, encoding: str, length: int) -> Iterator[Buffer]:
     """Yield exactly `length` bytes of the part, or raise before the receiver could commit."""
+    pieces: Iterator[Buffer]
     if encoding == Encoding.ZSTD:
         pieces = _unzipped(body)
     elif encoding == Encoding.IDENTITY:

@@ -23,7 +23,7 @@ from urllib.parse import parse_qsl
 
 from secondsite.errors import InvalidInputError, NotFoundError, Retry, SecondSiteError, UnauthenticatedError
 from secondsite.model.ids import NodeId
-from secondsite.ship.body import Body, ChunkedStream, CutBodyError, TooLargeError
+from secondsite.ship.body import Body, CutBodyError, TooLargeError
 from secondsite.ship.identity import PeerCertificate
 
 log = logging.getLogger("secondsite.ship")
@@ -31,7 +31,8 @@ log = logging.getLogger("secondsite.ship")
 PEER_KEY: Final = "secondsite.peer"
 """Environment key of the verified PeerCertificate, or None."""
 STREAM_KEY: Final = "secondsite.stream"
-"""Environment key of the connection's own stream, in which a chunked body stands as it was sent."""
+"""Environment key of a callable that hands over the connection's bytes after the head. Who calls it must read the
+body to its end or close."""
 CLOSE_KEY: Final = "secondsite.close"
 """Environment key of a callable: the connection ends after this answer."""
 
@@ -241,12 +242,12 @@ def _body_of(environ: Environ) -> Body:
         if length is not None:
             environ[CLOSE_KEY]()
             raise InvalidInputError("a chunked body has no Content-Length")
-        return Body(ChunkedStream(environ[STREAM_KEY]), None)
+        return Body(environ[STREAM_KEY](), None)
     text = str(length or "0")
     if not _LENGTH.fullmatch(text):
         environ[CLOSE_KEY]()
         raise InvalidInputError("the Content-Length is malformed")
-    return Body(environ["wsgi.input"], int(text))
+    return Body(environ[STREAM_KEY](), int(text))
 
 
 def _headers_of(environ: Environ) -> dict[str, str]:

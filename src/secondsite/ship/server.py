@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -281,17 +282,53 @@ def _linger(sock: _Socket) -> None:
                 return
 
 
+class _Stream:
+    """The connection's bytes after the head: what the reader has buffered, then straight from TLS into the buffer.
+
+    cheroot's own way makes and joins a bytes object for each TLS record (16 KiB).
+    """
+
+    def __init__(self, connection: _Connection) -> None:
+        self._buffered = connection.rfile
+        self._socket: _Socket = connection.socket
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill `view`; fewer bytes only at the end of the connection."""
+        done = 0
+        while done < len(view):
+            if self._buffered.has_data():
+                data = self._buffered.read1(len(view) - done)
+                view[done : done + len(data)] = data
+                count = len(data)
+            else:
+                count = self._socket.recv_into(view[done:])
+            if count == 0:
+                break
+            done += count
+        return done
+
+    def readline(self, limit: int) -> bytes:
+        """Return bytes up to and with the next line feed, at most `limit`."""
+        line: bytes = self._buffered.readline(limit)
+        return line
+
+
 class _Gateway(Gateway_10):
-    """Hands the peer and the right to close to the application."""
+    """Hands the peer, the body's stream and the right to close to the application."""
 
     def get_environ(self) -> dict[str, Any]:  # type: ignore[override]
         connection: _Connection = self.req.conn
         connection.socket.begin_body()
         environ: dict[str, Any] = super().get_environ()  # type: ignore[no-untyped-call]
         environ[PEER_KEY] = connection.peer
-        environ[STREAM_KEY] = connection.rfile
+        environ[STREAM_KEY] = self._take_stream
         environ[CLOSE_KEY] = self._close
         return environ
+
+    def _take_stream(self) -> _Stream:
+        # From now on the application reads the body to its end, or closes: cheroot must not drain it as well.
+        self.req.rfile = None
+        return _Stream(self.req.conn)
 
     def _close(self) -> None:
         self.req.close_connection = True
@@ -332,4 +369,6 @@ class _Server(Server):
         manager.put(conn)
 
     def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
+        if isinstance(sys.exc_info()[1], OSError):  # a peer that went away is no event worth a trace
+            level, traceback = logging.INFO, False
         log.log(level, "%s", msg, exc_info=traceback)
