@@ -1,7 +1,8 @@
 """The connection to a libvirt daemon: opened when needed, re-opened when lost, its errors turned into ours.
 
 Promises: before each use the daemon has answered; a connection that broke is closed and one new one is tried. A daemon
-that hangs is noticed by keep-alive within about 20 s, and the waiting call raises UnavailableError. Nothing is printed
+that hangs is noticed by keep-alive within about 20 s (or is not waited for longer when it is asked first), and the
+waiting call raises UnavailableError. Nothing is printed
 (libvirt's binding writes every error to stderr unless told otherwise). Thread-safe: libvirt's connections are.
 It does not retry what failed in the middle: the caller's operation may have happened.
 """
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import libvirt
@@ -93,6 +95,39 @@ def _run_events() -> None:
             libvirt.virEventRunDefaultImpl()
 
 
+def _open(uri: str, timeout_s: float) -> Any:
+    """Open a connection, in bounded time: keep-alive watches only one that is open, and a daemon may hang before.
+
+    The thread that waits for such a daemon stays until it answers or ends, and then closes what it got.
+    """
+    answered: SimpleQueue[Any] = SimpleQueue()
+    given_up = threading.Lock()
+
+    def run() -> None:
+        try:
+            opened = libvirt.open(uri)
+        except libvirt.libvirtError as error:
+            answered.put(error)
+            return
+        if given_up.acquire(blocking=False):
+            answered.put(opened)
+        else:
+            opened.close()
+
+    threading.Thread(target=run, name="libvirt-open", daemon=True).start()
+    try:
+        outcome = answered.get(timeout=timeout_s)
+    except Empty:
+        if given_up.acquire(blocking=False):
+            raise UnavailableError(
+                f"{uri} does not answer", hint="libvirtd hangs: look at its log, restart it", uri=uri
+            ) from None
+        outcome = answered.get()  # it came at the last moment
+    if isinstance(outcome, libvirt.libvirtError):
+        raise outcome
+    return outcome
+
+
 class Connection:
     """See the module's docstring. `open` is not called before the first use."""
 
@@ -141,7 +176,7 @@ class Connection:
     def _connect(self) -> Any:
         _prepare_process()
         try:
-            opened = libvirt.open(self.uri)
+            opened = _open(self.uri, self._keepalive[0] * (self._keepalive[1] + 1))
             opened.setKeepAlive(*self._keepalive)
         except libvirt.libvirtError as error:
             raise UnavailableError(

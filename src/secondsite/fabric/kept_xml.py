@@ -38,8 +38,11 @@ _BUSES = (("virtio", "vd"), ("scsi", "sd"), ("sata", "sd"), ("usb", "sd"))
 _TITLE_MARK = "locked by Second Site"
 
 
-def locked_xmls(text: str, *, reason: str, autostart: bool) -> Iterator[str]:
+def locked_xmls(text: str, *, reason: str, autostart: bool, secure_text: str | None = None) -> Iterator[str]:
     """Yield candidates for the locked definition; the first that libvirt accepts is used.
+
+    `text` is the present definition without secrets, `secure_text` the same with them: what is kept in metadata has
+    none, because everyone who may look at a machine may read it; the locked definition itself keeps them.
 
     They differ in the bus of the added disk: not every machine has room on every bus. A definition that is locked
     already keeps what its first lock kept; only the reason changes.
@@ -47,7 +50,7 @@ def locked_xmls(text: str, *, reason: str, autostart: bool) -> Iterator[str]:
     old = read_kept(parse_domain(text), "lock")
     kept = Kept(text, autostart, reason) if old is None else Kept(old.text, old.autostart, reason)
     for bus, prefix in _BUSES:
-        root = parse_domain(kept.text)
+        root = parse_domain(with_secrets(kept.text, secure_text))
         _add_lock_disk(root, reason, bus, prefix)
         name = root.findtext("name", "")
         title = child(root, "title")
@@ -57,22 +60,29 @@ def locked_xmls(text: str, *, reason: str, autostart: bool) -> Iterator[str]:
 
 
 def unlocked_xml(text: str, *, secure_text: str | None = None) -> Kept | None:
-    """Return the definition that the lock replaced, None if there is no lock.
-
-    The kept text has no secrets in it, because everyone who may look at a machine may read metadata. They are taken
-    from `secure_text`, the locked definition as libvirt shows it with secrets: console passwords, by position.
-    """
+    """Return the definition that the lock replaced, with the secrets of `secure_text`; None if there is no lock."""
     kept = read_kept(parse_domain(text), "lock")
-    if kept is None or secure_text is None:
-        return kept
-    root, secure = parse_domain(kept.text), parse_domain(secure_text)
-    secrets = [graphics.get("passwd") for graphics in secure.iterfind("devices/graphics")]
-    if not any(secrets):
-        return kept
-    for graphics, secret in zip(root.iterfind("devices/graphics"), secrets, strict=False):
-        if secret:
-            graphics.set("passwd", secret)
-    return Kept(to_text(root), kept.autostart, kept.reason)
+    if kept is None:
+        return None
+    return Kept(with_secrets(kept.text, secure_text), kept.autostart, kept.reason)
+
+
+def with_secrets(text: str, secure_text: str | None) -> str:
+    """Return `text` with the console passwords of another definition of the same machine, by position."""
+    if secure_text is None:
+        return text
+    root, secure = parse_domain(text), parse_domain(secure_text)
+    changed = False
+    for graphics, theirs in zip(
+        root.iterfind("devices/graphics"), secure.iterfind("devices/graphics"), strict=False
+    ):
+        if graphics.get("type") == theirs.get("type"):
+            for name in ("passwd", "passwdValidTo", "connected"):
+                value = theirs.get(name)
+                if value is not None and graphics.get(name) is None:
+                    graphics.set(name, value)
+                    changed = True
+    return to_text(root) if changed else text
 
 
 def displacing_xml(root: ET.Element, displaced: Kept) -> None:

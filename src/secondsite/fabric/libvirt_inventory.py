@@ -66,6 +66,11 @@ def inactive_xml(domain: Any) -> str:
     return str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
 
 
+def secure_xml(domain: Any) -> str:
+    """Return the same with console passwords: what is changed and defined again starts from it, or they are lost."""
+    return str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
+
+
 class InventoryReader:
     """See the module's docstring. Thread-safe."""
 

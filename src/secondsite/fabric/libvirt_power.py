@@ -20,7 +20,7 @@ from secondsite.fabric.connection import Connection, translate
 from secondsite.fabric.domain_xml import agent_connected, parse_domain, read_kept
 from secondsite.fabric.inventory import PowerState
 from secondsite.fabric.kept_xml import locked_xmls, unlocked_xml
-from secondsite.fabric.libvirt_inventory import inactive_xml, power_state
+from secondsite.fabric.libvirt_inventory import inactive_xml, power_state, secure_xml
 from secondsite.fabric.port import Cancelled, CancelledError, HypervisorError, never_cancelled
 
 POLL_S: Final = 0.1
@@ -144,7 +144,13 @@ class Power:
                 )
             connection = domain.connect()
             failure: SecondSiteError | None = None
-            for text in locked_xmls(inactive_xml(domain), reason=reason, autostart=bool(domain.autostart())):
+            candidates = locked_xmls(
+                inactive_xml(domain),
+                reason=reason,
+                autostart=bool(domain.autostart()),
+                secure_text=secure_xml(domain),
+            )
+            for text in candidates:
                 try:
                     connection.defineXML(text)
                 except libvirt.libvirtError as error:
@@ -161,8 +167,7 @@ class Power:
     def unlock(self, vm: str) -> None:
         """See `Fabric.unlock_power`."""
         with self._connection.domain(vm, "unlock") as domain:
-            secure = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
-            kept = unlocked_xml(inactive_xml(domain), secure_text=secure)
+            kept = unlocked_xml(inactive_xml(domain), secure_text=secure_xml(domain))
             if kept is None:
                 return
             domain.connect().defineXML(kept.text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid as uuids
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,8 +24,8 @@ from secondsite.fabric.domain_xml import (
 )
 from secondsite.fabric.images import delete_images, image_info
 from secondsite.fabric.inventory import PowerState
-from secondsite.fabric.kept_xml import displaced_by, displacing_xml
-from secondsite.fabric.libvirt_inventory import inactive_xml, network_info, power_state
+from secondsite.fabric.kept_xml import displaced_by, displacing_xml, with_secrets
+from secondsite.fabric.libvirt_inventory import inactive_xml, network_info, power_state, secure_xml
 from secondsite.fabric.port import HypervisorError, ReplicaSpec
 from secondsite.fabric.replica_rules import Existing, check_networks, may_keep_mac, place
 from secondsite.fabric.replica_xml import TargetHost, replica_xml
@@ -65,9 +66,15 @@ class Replicas:
             )
             if displaced is not None:
                 displacing_xml(root, displaced)
+            text = to_text(root)
             if replaced is not None:
-                _make_room(lookup(connection, replaced.uuid), spec.name)
-            domain = _define(connection, to_text(root), replaced)
+                old = lookup(connection, replaced.uuid)
+                secrets = secure_xml(old)
+                # The source's definition came without console passwords; on the way back they are here.
+                text = with_secrets(text, secrets)
+                replaced = replace(replaced, text=with_secrets(replaced.text, secrets))
+                _make_room(old, spec.name)
+            domain = _define(connection, text, replaced)
             domain.setAutostart(0)
             if read_labels(parse_domain(inactive_xml(domain))) != spec.labels:
                 raise HypervisorError(f"{spec.name} was defined but does not carry our labels")
@@ -154,11 +161,11 @@ def _make_room(domain: Any, name: str) -> None:
 
 def _bring_back(domain: Any, displaced: Kept) -> None:
     connection = domain.connect()
-    root = parse_domain(displaced.text)
+    text = with_secrets(displaced.text, secure_xml(domain))
     _forget_belongings(domain)
-    if root.findtext("name") != domain.name():
+    if parse_domain(text).findtext("name") != domain.name():
         domain.undefineFlags(_UNDEFINE)
-    connection.defineXML(displaced.text).setAutostart(0)
+    connection.defineXML(text).setAutostart(0)
 
 
 def _forget_belongings(domain: Any) -> None:

@@ -182,6 +182,9 @@ class Fabric(Protocol):
     def resume_if_io_error(self, vm: str) -> bool:
         """Let a machine that paused on an I/O error run on. True if it runs now; false if it was not paused by one
         or paused again (its storage is still gone). A machine that an operator paused stays paused.
+
+        To be called again until it is true: QEMU looks for a view that went away after 1, 2, 4, 8 and then every 16 s,
+        so it may take as long after the view is back.
         """
         ...
 

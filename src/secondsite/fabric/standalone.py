@@ -19,7 +19,7 @@ from secondsite.fabric.domain_xml import disk_elements, has_backing, image_path,
 from secondsite.fabric.images import image_info, stream_offline
 from secondsite.fabric.inventory import PowerState
 from secondsite.fabric.kept_xml import displaced_by, standalone_xml
-from secondsite.fabric.libvirt_inventory import inactive_xml, power_state
+from secondsite.fabric.libvirt_inventory import inactive_xml, power_state, secure_xml
 from secondsite.fabric.libvirt_power import Waiting
 from secondsite.fabric.libvirt_replica import backed_images
 from secondsite.fabric.port import Cancelled, CancelledError, HypervisorError, Progress
@@ -55,7 +55,7 @@ class Standalone:
                     self._pull(domain, name, path, report.disk(name), cancelled)
                 if not self._backed(domain):
                     if not _definition_is_standalone(domain):
-                        domain.connect().defineXML(standalone_xml(inactive_xml(domain)))
+                        domain.connect().defineXML(standalone_xml(secure_xml(domain)))
                     break
         if not self.check(vm):
             raise HypervisorError(
