@@ -7,7 +7,8 @@ while a manifest is damaged, nobody knows what it names, so nothing is unlinked.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 from secondsite.journal.logs import FileKind, files_of
 from secondsite.journal.pins import Pin
@@ -26,15 +27,26 @@ class Expected:
         self._lock = threading.Lock()
         self._seals = 0
         self._names: dict[str, int] = {}
+        self._collecting = False
 
     def add(self, digest: Digest, kind: FileKind) -> None:
         with self._lock:
             self._names[f"{digest}.{kind}"] = self._seals
 
+    def add_all(self, manifest: Manifest) -> None:
+        """All files that a point is about to name."""
+        with self._lock:
+            for disk in manifest.disks.values():
+                self._names.update((file.name, self._seals) for file in files_of(disk))
+
     def sealed(self, manifest: Manifest) -> None:
         """A point was sealed: what it names is held by it, and what is older than two seals was given up."""
         with self._lock:
             self._seals += 1
+            if (
+                self._collecting
+            ):  # it decided before this point was there; what was expected then stays until the end
+                return
             for disk in manifest.disks.values():
                 for file in files_of(disk):
                     self._names.pop(file.name, None)
@@ -48,6 +60,17 @@ class Expected:
                 for file in files_of(disk):
                     self._names.pop(file.name, None)
 
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """While garbage is collected, nothing that is or becomes expected ceases to be."""
+        with self._lock:
+            self._collecting = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._collecting = False
+
     def has(self, name: str) -> bool:
         with self._lock:
             return name in self._names
@@ -60,19 +83,19 @@ class Expected:
 
 def collect(store: Store, expected: Expected, pins: Collection[Pin]) -> int:
     """Unlink garbage; return the bytes given back. The caller holds the pins' lock and got `pins` from it."""
-    # Listed first: a file that arrives later is not in the list, and one that is sealed later was expected until then.
-    found = set(store.logs.names())
-    candidates = {name for name in found if not expected.has(name)}
-    state, chain = store.chain()
-    if chain.damage is not None or state.sequence is None:
-        return 0
-    for point in chain.points:
-        if point.sequence > state.sequence:
-            for disk in point.manifest.disks.values():
-                candidates.difference_update(file.name for file in files_of(disk))
-    for pin in pins:
-        candidates -= pin.files
-    freed = sum(expected.unless_expected(name, store.logs.unlink) for name in sorted(candidates))
-    if candidates:
-        store.logs.persist()
-    return freed
+    with expected.collecting():
+        # Listed first: a file that arrives later is not in the list, and one that a point names later is expected.
+        candidates = {name for name in store.logs.names() if not expected.has(name)}
+        state, chain = store.chain()
+        if chain.damage is not None or state.sequence is None:
+            return 0
+        for point in chain.points:
+            if point.sequence > state.sequence:
+                for disk in point.manifest.disks.values():
+                    candidates.difference_update(file.name for file in files_of(disk))
+        for pin in pins:
+            candidates -= pin.files
+        freed = sum(expected.unless_expected(name, store.logs.unlink) for name in sorted(candidates))
+        if candidates:
+            store.logs.persist()
+        return freed

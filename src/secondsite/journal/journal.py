@@ -327,6 +327,7 @@ class Journal:
             seal.check_epoch(self._store, epoch)
             point = seal.parse(self._store, manifest, epoch)
             digest = seal.digest_of(manifest)
+            self._expected.add_all(point)  # no garbage collection between the check and the manifest
             state, chain = self._store.chain()
             if state.sequence is None:
                 seal.seal_first(self._store, point, manifest)

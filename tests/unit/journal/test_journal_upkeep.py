@@ -11,6 +11,8 @@ import pytest
 
 from secondsite.errors import CorruptError, InvalidInputError, NotFoundError, PinnedError
 from secondsite.journal import Journal
+from secondsite.journal.documents import BaseState
+from secondsite.journal.points import Chain
 from secondsite.model.ids import Sequence
 from secondsite.model.manifest import PointKind
 from secondsite.model.policy import Policy
@@ -222,6 +224,35 @@ def test_received_files_wait_for_their_point(tmp_path: Path) -> None:
     journal.maintain(KEEP_2, SOON)
     model.sealed(manifest, journal.seal(model.epoch, manifest.to_bytes()))
     model.check(journal, verify=True)
+
+
+@pytest.mark.parametrize("seals", [0, 1, 3])
+def test_a_file_that_is_asked_for_during_garbage_collection_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seals: int
+) -> None:
+    """Also if a point names it meanwhile, and more points follow."""
+    model, journal = filled(tmp_path / "j", points=5)
+    parts = model.parts(VDA, [(0, b"orphan".ljust(512))])
+    (digest,) = model.send(journal, parts)
+    journal.close()
+    journal = Journal.open(tmp_path / "j", writable=True)  # which expects nothing yet
+    found = journal._store.chain
+
+    def chain() -> tuple[BaseState, Chain]:
+        result = found()
+        if journal._expected._collecting:
+            monkeypatch.undo()
+            assert journal.has_file(digest, "hrl")
+            for number in range(seals):
+                manifest = model.manifest({VDA: parts} if number == 0 else {})
+                model.sealed(manifest, journal.seal(model.epoch, manifest.to_bytes()))
+        return result
+
+    monkeypatch.setattr(journal._store, "chain", chain)
+    journal.maintain(KEEP_2, SOON)
+    model.check(journal, verify=True)
+    assert model.sequence == 5 + seals
+    assert (tmp_path / "j" / "logs" / f"{digest}.hrl").exists()
 
 
 def test_files_that_no_point_named_are_collected_after_two_points(tmp_path: Path) -> None:
