@@ -16,6 +16,7 @@ from secondsite.ship.backoff import NO_RETRIES
 from secondsite.ship.client import Endpoint
 from secondsite.ship.http import Limits
 from secondsite.ship.protocol import PartKind
+from secondsite.ship.sender import Outgoing, StoppedError
 from support.ship_site import EPOCH, ITEM, TARGET, ShipSite, manifest, ship_site
 
 pytestmark = pytest.mark.fault
@@ -185,6 +186,23 @@ def test_first_error_stops_the_other_connections(site: ShipSite, tmp_path: Path)
     with pytest.raises(CorruptError):
         site.sender(connections=2).send(iter([bad, *good]), sent.append)
     assert len(sent) < len(good), "the transfer ended early"
+
+
+def test_producer_that_waits_for_room_learns_of_the_error(site: ShipSite) -> None:
+    gone = site.part(b"will be gone")
+    gone.path.unlink()
+    sender = site.sender(connections=1)
+
+    def produce() -> Iterator[Outgoing]:
+        yield gone
+        wait_for(lambda: sender.failing)  # as a spool does that is full of parts that were not sent
+        raise StoppedError("no room")
+
+    with pytest.raises(CorruptError):
+        sender.send(produce())
+    sender.send([site.part(b"next")])
+    assert not sender.failing
+    assert list(site.stored().values()) == [b"next"]
 
 
 def test_upload_cut_by_the_listeners_stop_leaves_nothing(site: ShipSite) -> None:

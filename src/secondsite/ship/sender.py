@@ -102,6 +102,7 @@ class Sender:
         self._monotonic = monotonic
         self._sleep = sleep or self._cancelled.wait
         self._uniform = uniform
+        self._run: Run | None = None
         self.progress = Progress(monotonic=monotonic)
 
     # -- calls ----------------------------------------------------------------------------------------------
@@ -181,11 +182,11 @@ class Sender:
         """Send the parts that are missing; on return all are durable on the target.
 
         A list is asked about in one call, an iterator part by part, while it is still being produced: at most
-        2 x connections parts are taken from it ahead. `on_sent` is called for each part once the target has it
+        2 x connections parts are taken from it ahead; if it waits for room, it must watch `failing`. `on_sent` is called for each part once the target has it
         (also when it had it before), never twice at a time, in any order. The first error ends the transfer after
         the parts that are under way on other connections were given up; what arrived stays.
         """
-        run = Run(on_sent, self._cancelled)
+        run = self._run = Run(on_sent, self._cancelled)
         if isinstance(parts, Sequence):
             self.progress.expect(self.progress.view().raw + sum(part.length for part in parts))
             missing = self.missing([PartRef(part.digest, part.kind) for part in parts]) if parts else set()
@@ -198,6 +199,15 @@ class Sender:
         else:
             ask = True
         run.through(parts, self._connections, lambda part: self._deliver(part, ask, run.stopping))
+
+    @property
+    def failing(self) -> bool:
+        """Whether the transfer has met an error, or was cancelled, and only waits for the producer to stop.
+
+        A producer that waits for something that only progress can bring (room in the spool) must look at this:
+        after an error nothing is sent any more.
+        """
+        return self._cancelled.is_set() or (self._run is not None and self._run.stopping())
 
     def _deliver(self, part: Outgoing, ask: bool, stopping: Callable[[], bool]) -> None:
         """Bring one part across, with retries; ask whether it is missing first, or after a break."""
