@@ -71,13 +71,13 @@ def rig(request: pytest.FixtureRequest, short_path: Path) -> Iterator[Rig]:
         yield FakeRig()
         return
     hypervisor: Hypervisor = request.getfixturevalue("hypervisor")
-    machine = TrackedMachine(hypervisor.connect(), short_path, f"contract-{next(_numbers)}", SIZES)
+    machine = TrackedMachine(hypervisor, short_path, f"contract-{next(_numbers)}", SIZES)
     try:
         if request.param == "running":
             machine.start()
-            yield LibvirtRig(LibvirtCapture, machine, short_path / "s")
+            yield LibvirtRig(LibvirtCapture, machine, machine.scratch)
         else:
-            yield LibvirtRig(OfflineCapture, machine, short_path / "s")
+            yield LibvirtRig(OfflineCapture, machine, machine.scratch)
     finally:
         machine.remove()
 

@@ -42,12 +42,15 @@ def test_every_point_under_load_is_a_strict_prefix_over_both_disks(
     hypervisor: Hypervisor, guest_files: GuestFiles, short_path: Path, tmp_path: Path
 ) -> None:
     replica = Replica({VDA: SIZE, VDB: SIZE}, tmp_path)
+    scratch = short_path / "s"
+    scratch.mkdir()
+    hypervisor.own(scratch)
     with running_guest(hypervisor, guest_files, "capture-load") as guest:
         assert guest.console is not None
         last = 0
         for cycle in range(4):
             told = guest.console.record()
-            replica.cycle(capture_for(hypervisor.uri, "capture-load", SIZES, short_path / "s"))
+            replica.cycle(capture_for(hypervisor.uri, "capture-load", SIZES, scratch))
             found = check_records(images_of(replica, tmp_path))
             assert found.problems == ()
             assert found.last >= max(told, last + 1)
@@ -57,7 +60,7 @@ def test_every_point_under_load_is_a_strict_prefix_over_both_disks(
                 assert 0 < sum(replica.shipped.values()) < SIZE // 4
         final = guest.shut_down()
         wait_until(lambda: not guest.domain.isActive())
-        replica.cycle(capture_for(hypervisor.uri, "capture-load", SIZES, short_path / "s"))
+        replica.cycle(capture_for(hypervisor.uri, "capture-load", SIZES, scratch))
         assert not replica.compared
         images = images_of(replica, tmp_path)
         assert check_records(images).last == final

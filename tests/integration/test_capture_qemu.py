@@ -53,7 +53,7 @@ class Site:
 
     @property
     def scratch(self) -> Path:
-        return self.folder / "s"
+        return self.machine.scratch
 
     def capture(self) -> Capture:
         return capture_for(self.hypervisor.uri, self.machine.name, SIZES, self.scratch)
@@ -74,7 +74,7 @@ class Site:
 
 @pytest.fixture
 def site(hypervisor: Hypervisor, short_path: Path) -> Iterator[Site]:
-    machine = TrackedMachine(hypervisor.connect(), short_path, next(_names), SIZES)
+    machine = TrackedMachine(hypervisor, short_path, next(_names), SIZES)
     try:
         yield Site(hypervisor, machine, short_path)
     finally:
@@ -146,11 +146,11 @@ def test_a_failed_cycle_loses_nothing(site: Site, replica: Replica) -> None:
 def test_a_thin_disk_of_500_gib_is_read_where_it_has_data_only(
     hypervisor: Hypervisor, short_path: Path
 ) -> None:
-    machine = TrackedMachine(hypervisor.connect(), short_path, next(_names), {VDA: 500 * GIB})
+    machine = TrackedMachine(hypervisor, short_path, next(_names), {VDA: 500 * GIB})
     try:
         machine.start()
         machine.write(VDA, 400 * GIB, b"a" * (64 * KIB))
-        capture = LibvirtCapture(hypervisor.uri, machine.name, [VDA], short_path / "s")
+        capture = LibvirtCapture(hypervisor.uri, machine.name, [VDA], machine.scratch)
         with capture.snapshot(since=None, new="ss-1") as first:
             data = [extent for extent in first.disks[VDA].changed() if not extent.zero]
         assert data == [Extent(400 * GIB, 64 * KIB)]
@@ -265,7 +265,7 @@ def test_an_administrators_external_snapshot_does_not_hide_changes(site: Site, r
     site.machine.start()
     replica.cycle(site.capture())
     site.machine.write(VDA, 0, b"a" * (4 * KIB))
-    overlays = {key: site.folder / f"over-{key}.qcow2" for key in SIZES}
+    overlays = {key: site.scratch / f"over-{key}.qcow2" for key in SIZES}
     disks = "".join(f"<disk name='{key}'><source file='{path}'/></disk>" for key, path in overlays.items())
     site.machine.domain.snapshotCreateXML(
         f"<domainsnapshot><name>admin</name><disks>{disks}</disks></domainsnapshot>",
@@ -354,6 +354,7 @@ def test_somebody_elses_backup_job_is_left_alone(site: Site) -> None:
     site.machine.start()
     elsewhere = site.folder / "other"
     elsewhere.mkdir()
+    site.hypervisor.own(elsewhere)
     site.machine.domain.backupBegin(
         f"<domainbackup mode='pull'><server transport='unix' socket='{elsewhere}/sock'/></domainbackup>",
         None,
@@ -451,20 +452,20 @@ def test_a_raw_disk_is_refused_by_name_and_others_do_not_matter(
     raw.write_bytes(bytes(MIB))
     more = f"""<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{raw}'/>
     <target dev='vdc' bus='virtio'/></disk><disk type='file' device='cdrom'><target dev='sda' bus='sata'/></disk>"""
-    machine = TrackedMachine(hypervisor.connect(), short_path, next(_names), SIZES, more)
+    machine = TrackedMachine(hypervisor, short_path, next(_names), SIZES, more)
     try:
         for started in (False, True):
             if started:
                 machine.start()
             with pytest.raises(UnsupportedError, match="disk vdc"):
-                capture_for(hypervisor.uri, machine.name, [VDA, DiskKey("vdc")], short_path / "s").snapshot(
+                capture_for(hypervisor.uri, machine.name, [VDA, DiskKey("vdc")], machine.scratch).snapshot(
                     since=None, new="ss-1"
                 )
             with pytest.raises(NotFoundError, match="vdx"):
-                capture_for(hypervisor.uri, machine.name, [VDA, DiskKey("vdx")], short_path / "s").snapshot(
+                capture_for(hypervisor.uri, machine.name, [VDA, DiskKey("vdx")], machine.scratch).snapshot(
                     since=None, new="ss-1"
                 )
-        capture = LibvirtCapture(hypervisor.uri, machine.name, SIZES, short_path / "s")
+        capture = LibvirtCapture(hypervisor.uri, machine.name, SIZES, machine.scratch)
         with capture.snapshot(since=None, new="ss-1") as snapshot:
             assert set(snapshot.disks) == {VDA, VDB}
     finally:
@@ -491,3 +492,11 @@ def test_the_definition_is_the_inactive_one(site: Site) -> None:
         root = ET.fromstring(snapshot.definition.text)
     assert root.get("id") is None
     assert root.findtext("name") == site.machine.name
+
+
+def test_forgetting_works_although_an_image_is_gone(site: Site) -> None:
+    site.capture().snapshot(since=None, new="ss-1").close()
+    site.machine.images[VDB].unlink()
+    site.capture().forget(keep=())
+    assert site.machine.domain.listAllCheckpoints() == []
+    assert not image_info(site.machine.images[VDA]).bitmaps

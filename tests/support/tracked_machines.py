@@ -9,27 +9,36 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import libvirt
 import libvirt_qemu
 
+from secondsite.lab.hypervisor import Hypervisor
 from secondsite.model.ids import DiskKey
 
 
 class TrackedMachine:
-    """A domain with qcow2 disks; its images lie in `folder`."""
+    """A domain with qcow2 disks; its images lie in `folder`, and `scratch` is a folder there that QEMU may write to."""
 
     def __init__(
-        self, connection: Any, folder: Path, name: str, disks: Mapping[DiskKey, int], more_devices: str = ""
+        self,
+        hypervisor: Hypervisor,
+        folder: Path,
+        name: str,
+        disks: Mapping[DiskKey, int],
+        more_devices: str = "",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.name = name
         self.images = {key: folder / f"{name}-{key}.qcow2" for key in disks}
         for key, size in disks.items():
             _run("qemu-img", "create", "-q", "-f", "qcow2", str(self.images[key]), str(size))
-        self.connection = connection
-        self.domain = connection.defineXML(self._xml(more_devices))
+            hypervisor.own(self.images[key])
+        self.scratch = folder / "s"
+        self.scratch.mkdir(exist_ok=True)
+        hypervisor.own(self.scratch)
+        self.connection = hypervisor.connect()
+        self.domain = self.connection.defineXML(self._xml(more_devices))
 
     def _xml(self, more_devices: str) -> str:
         disks = "".join(

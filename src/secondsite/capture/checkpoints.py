@@ -17,7 +17,7 @@ import libvirt
 from secondsite.capture.bitmaps import image_info, our_bitmaps, remove_bitmap
 from secondsite.capture.machine import Machine, is_active, libvirt_errors
 from secondsite.capture.port import check_checkpoint_name, is_ours
-from secondsite.errors import TrackingLostError
+from secondsite.errors import ConflictError, TrackingLostError, UnavailableError
 from secondsite.model.ids import DiskKey
 
 _BITMAP_IS_MISSING: Final = frozenset(
@@ -98,15 +98,16 @@ def forget_checkpoints(machine: Machine, keep: Collection[str]) -> None:
     """Drop all checkpoints of ours but those in `keep`, broken or not, whether the machine runs or not."""
     domain = machine.domain()
     active = is_active(domain)
+    if not active:
+        # First, so that a machine that starts meanwhile still has the metadata to delete the rest by.
+        for disk in machine.present_disks(domain):
+            _remove_bitmaps(disk.path, keep)
     with libvirt_errors(f"cannot list the checkpoints of {machine.name}"):
         # Parents first: the oldest has nothing to merge its bitmap into, so deleting it costs least.
         checkpoints = domain.listAllCheckpoints(libvirt.VIR_DOMAIN_CHECKPOINT_LIST_TOPOLOGICAL)
     for checkpoint in checkpoints:
         if is_ours(checkpoint.getName()) and checkpoint.getName() not in keep:
             _delete(checkpoint, active=active)
-    if not active:
-        for disk in machine.disks(domain).values():
-            _remove_bitmaps(disk.path, keep)
 
 
 def _delete(checkpoint: Any, *, active: bool) -> None:
@@ -127,6 +128,9 @@ def _delete(checkpoint: Any, *, active: bool) -> None:
 
 
 def _remove_bitmaps(path: Path, keep: Collection[str]) -> None:
-    for name in our_bitmaps(image_info(path)):
-        if name not in keep:
-            remove_bitmap(path, name)
+    try:
+        for name in our_bitmaps(image_info(path)):
+            if name not in keep:
+                remove_bitmap(path, name)
+    except ConflictError as error:
+        raise UnavailableError(f"the machine was started meanwhile: {error.message}") from error

@@ -34,6 +34,7 @@ CONNECT_TIMEOUT_S: Final = 10.0
 STALL_TIMEOUT_S: Final = 120.0
 _FINISH_TIMEOUT_S: Final = 5.0
 _FINISH_POLL_MS: Final = 50
+_POLL_MS: Final = 250
 
 
 def _nothing() -> None:
@@ -225,7 +226,8 @@ class ExportDisk:
         if remaining <= 0:
             self.close()
             raise UnavailableError(f"the server of {self._socket} does not answer")
-        self._handle.poll(max(1, int(remaining * 1000)))
+        # libnbd holds the handle's lock while it polls, and `finish` may want it.
+        self._handle.poll(max(1, min(_POLL_MS, int(remaining * 1000))))
 
     def _failed(self, what: str, error: Exception) -> SecondSiteError:
         return self._checks.explain(UnavailableError(f"{what} {self._socket} failed: {error}"))

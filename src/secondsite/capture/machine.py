@@ -7,8 +7,8 @@ domain.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -94,6 +94,9 @@ class Machine:
             NotFoundError: the machine has no such disk.
             UnsupportedError: its changes cannot be tracked; names the disk.
         """
+        return self._read_disks(domain, self.keys)
+
+    def _read_disks(self, domain: Any, keys: Iterable[DiskKey]) -> dict[DiskKey, MachineDisk]:
         with libvirt_errors(f"cannot read the disks of {self.name}"):
             root = ET.fromstring(domain.XMLDesc(0))  # noqa: S314
         found = {}
@@ -102,11 +105,21 @@ class Machine:
             if target is not None:
                 found[target.get("dev")] = element
         disks = {}
-        for key in self.keys:
+        for key in keys:
             if key not in found:
                 raise NotFoundError(f"{self.name} has no disk {key}", disk=key)
             disks[key] = MachineDisk(key, _tracked_path(key, found[key]))
         return disks
+
+    def present_disks(self, domain: Any) -> list[MachineDisk]:
+        """Return those of our disks that (still) can be tracked and whose image exists: for clearing up."""
+        found = []
+        for key in self.keys:
+            with suppress(NotFoundError, UnsupportedError):
+                disk = self._read_disks(domain, [key])[key]
+                if disk.path.exists():
+                    found.append(disk)
+        return found
 
     def other_disks(self, domain: Any) -> list[str]:
         """Return the targets of all disks that are not ours, so that libvirt can be told to leave them alone."""
