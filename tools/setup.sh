@@ -1,38 +1,67 @@
 #!/usr/bin/env bash
 # Installs what Second Site needs on Debian 12: distribution packages (with sudo where we are not root) and a virtual
-# environment that sees the distribution's libvirt and libnbd bindings. Can be run again; does nothing when nothing changed.
+# environment that sees the distribution's libvirt and libnbd bindings. With "test" also what only the tests need.
+# Can be run again; does nothing when nothing is missing. It starts no daemon and makes no account.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+for_what=${1:-demo}
 
 packages=(
   python3 python3-venv python3-libvirt python3-libnbd   # the bindings exist only as distribution packages
-  libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils   # hypervisor and image tools
+  libvirt-daemon libvirt-daemon-driver-qemu             # the daemon's program alone: no unit, no account, nothing starts
+  qemu-system-x86 qemu-utils                            # hypervisor and image tools
   dnsmasq-base iptables iproute2                        # isolated networks of the lab
-  busybox-static cpio kmod e2fsprogs gcc libc6-dev      # the lab's guest is built on the spot
-  postgresql libnbd-bin                                 # tests and benchmarks
-  make git ca-certificates
+  busybox-static e2fsprogs gcc libc6-dev                # the lab's guest is built on the spot
+  ca-certificates
 )
+test_packages=(
+  postgresql           # the store is tested on it, too; the tests run their own server
+  libnbd-bin           # nbdcopy and nbdinfo, as peers of our NBD server
+)
+case "$for_what" in
+  demo) ;;
+  test) packages+=("${test_packages[@]}") ;;
+  *) echo "usage: tools/setup.sh [demo|test]" >&2; exit 2 ;;
+esac
 
-as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; return; fi
+  command -v sudo >/dev/null || { echo "setup: run this as root once, or install sudo: packages are missing: ${missing[*]-}" >&2; exit 1; }
+  sudo "$@"
+}
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+command -v dpkg-query >/dev/null && command -v apt-get >/dev/null \
+  || { echo "setup: this is not Debian; install by hand: ${packages[*]}" >&2; exit 1; }
 
 missing=()
 for package in "${packages[@]}"; do installed "$package" || missing+=("$package"); done
 if [ ${#missing[@]} -gt 0 ]; then
   echo "setup: installing ${missing[*]}"
   as_root apt-get update -qq
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+  if [[ " ${missing[*]} " == *" postgresql "* ]]; then
+    # The tests run a server of their own: the package shall not make and start one on this machine.
+    no_cluster=/etc/postgresql-common/createcluster.d/secondsite-setup.conf
+    as_root mkdir -p "${no_cluster%/*}"
+    trap 'as_root rm -f "$no_cluster"' EXIT
+    echo "create_main_cluster = false" | as_root tee "$no_cluster" >/dev/null
+  fi
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    -o Dpkg::Use-Pty=0 "${missing[@]}" </dev/null
 elif ! apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1; then
   as_root apt-get update -qq   # the lab's guest takes its kernel from the package lists
 fi
 
+# A virtual environment that was left half made, or that was moved (its scripts name the old place), is made anew.
+usable() { grep -qxF "command = /usr/bin/python3 -m venv --system-site-packages $PWD/.venv" .venv/pyvenv.cfg && .venv/bin/python -m pip --version; }
 stamp=.venv/.setup-stamp
 wanted=$(cat requirements.lock pyproject.toml | sha256sum)
-if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || ! usable >/dev/null 2>&1; then
   echo "setup: virtual environment"
-  [ -x .venv/bin/python ] || /usr/bin/python3 -m venv --system-site-packages .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+  usable >/dev/null 2>&1 || /usr/bin/python3 -m venv --clear --system-site-packages "$PWD/.venv"
+  pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action ignore)
+  "${pip[@]}" -r requirements.lock
+  "${pip[@]}" --no-deps --editable .
   echo "$wanted" > "$stamp"
 fi
 .venv/bin/python -c 'import libvirt, nbd, numpy, blake3' \

@@ -1,17 +1,48 @@
 #!/usr/bin/env bash
-# All tiers, fast ones first. Each tier must pass before the next begins; coverage is gathered over all of them.
+# All tiers, fast ones first; with "fast" only those that need no hypervisor. A tier must pass before the next begins.
+# Coverage is gathered over all of them, of the tests' own processes: not of daemons that tests start.
+# The closing lines of every tier stand together at the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-for tool in libvirtd qemu-system-x86_64 qemu-img qemu-nbd nbdcopy e2fsck gcc; do
-  PATH="$PATH:/usr/sbin:/sbin" command -v "$tool" >/dev/null || { echo "test: $tool is missing: run tools/setup.sh" >&2; exit 1; }
+export PATH="$PWD/.venv/bin:$PATH:/usr/sbin:/sbin"
+# Tests must not depend on the machine's language, and leave the person's settings and cluster alone.
+export LC_ALL=C.UTF-8
+unset SECONDSITE_CONFIG SECONDSITE_URL SECONDSITE_TOKEN SECONDSITE_CA PGHOST PGPORT PGUSER PGDATABASE PGPASSWORD PGSERVICE
+fast_only=no
+[ "${1:-}" != fast ] || fast_only=yes
+
+[ "$fast_only" = yes ] || for tool in libvirtd qemu-system-x86_64 qemu-img qemu-nbd nbdcopy e2fsck gcc; do
+  command -v "$tool" >/dev/null || { echo "test: $tool is missing: run tools/setup.sh test" >&2; exit 1; }
 done
-export PATH="$PATH:/usr/sbin:/sbin"
-tools/check.sh
+
+said=$(mktemp)
+lines=()
+trap 'rm -f "$said"' EXIT
+
+tier() {  # NAME COMMAND...: run it; on failure say which tier it was, and end
+  local name=$1 began=$SECONDS closing
+  shift
+  echo; echo "== $name"
+  if "$@" 2>&1 | tee "$said"; then
+    closing=$(tail -n 1 "$said" | tr -d '=' | xargs -0)
+    lines+=("$(printf '%-28s %4d s   %s' "$name" $((SECONDS - began)) "$closing")")
+  else
+    closing=$(tail -n 1 "$said")
+    echo
+    [ ${#lines[@]} -eq 0 ] || printf 'passed: %s\n' "${lines[@]}"
+    printf 'FAILED: %-28s %4d s\n%s\n' "$name" $((SECONDS - began)) "$closing"
+    exit 1
+  fi
+}
+
+tier "checks" tools/check.sh
 rm -f .coverage .coverage.*
-echo "== unit, property, contract"
-python -m pytest -q -n 2 --cov --cov-report= tests/unit tests/property tests/contract
-echo "== integration, fault"
-python -m pytest -q -n 2 --cov --cov-append --cov-report= tests/integration tests/fault
-echo "== acceptance"
-python -m pytest -q --cov --cov-append --cov-report= tests/acceptance
-python -m coverage report --fail-under=80
+pytest=(python -m pytest --no-header --cov --cov-report= --durations=15 --durations-min=2 -p no:cacheprovider)
+tier "unit, property, contract" "${pytest[@]}" -n 2 tests/unit tests/property tests/contract
+if [ "$fast_only" = no ]; then
+  tier "integration, fault" "${pytest[@]}" --cov-append -n 2 tests/integration tests/fault
+  tier "acceptance" "${pytest[@]}" --cov-append tests/acceptance
+  tier "coverage" python -m coverage report --fail-under=80
+fi
+echo; echo "== every tier passed"
+printf '%s\n' "${lines[@]}"
