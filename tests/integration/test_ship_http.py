@@ -420,6 +420,8 @@ def test_stop_joins_all_threads(tmp_path: Path) -> None:
     server.start()
     with JsonClient(Endpoint(*server.address, SERVER), credentials) as client:
         client.get("/closed")
+        ours = set(threading.enumerate()) - before
+        assert all(thread.daemon for thread in ours), "a process that ends without stop is not held up"
         server.stop()
         server.stop()
     assert [t for t in set(threading.enumerate()) - before if "_serve_unservicable" not in t.name] == []

@@ -141,6 +141,16 @@ def test_digests_of_an_unknown_disk_are_refused(site: ShipSite) -> None:
     assert caught.value.code == "not_found"
 
 
+def test_digests_that_break_off_are_no_answer(site: ShipSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Iterator[bytes]:
+        yield bytes(80)
+        raise OSError("the table cannot be read")
+
+    monkeypatch.setattr(site.receiver, "digests", broken)
+    with pytest.raises(UnavailableError):
+        list(site.sender().digests(DiskKey("vda"), [CellRange(0, 20)]))
+
+
 # -- who may -----------------------------------------------------------------------------------------------
 
 

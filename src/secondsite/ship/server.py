@@ -101,15 +101,31 @@ class HttpsServer:
 
     def start(self) -> None:
         """Bind and serve in the background; UnavailableError if the address can't be bound."""
-        try:
-            self._server.prepare()
-        except OSError as error:
+        # cheroot's workers are as daemonic as the thread that makes them; so a process that ends without `stop`
+        # is not held up by them.
+        bound = threading.Event()
+        failures: list[Exception] = []
+
+        def run() -> None:
+            try:
+                self._server.prepare()
+            except Exception as error:  # noqa: BLE001 - raised below, in the caller's thread
+                failures.append(error)
+                return
+            finally:
+                bound.set()
+            self._server.serve()
+
+        thread = threading.Thread(target=run, name="https-accept", daemon=True)
+        thread.start()
+        bound.wait()
+        if failures:
+            thread.join()
             host, port = self._requested
             raise UnavailableError(
-                f"cannot listen on {host}:{port}: {error}", hint="is another process on this port?"
-            ) from error
-        self._thread = threading.Thread(target=self._server.serve, name="https-accept", daemon=True)
-        self._thread.start()
+                f"cannot listen on {host}:{port}: {failures[0]}", hint="is another process on this port?"
+            ) from failures[0]
+        self._thread = thread
 
     def stop(self) -> None:
         """End: no new connections, running requests get a few seconds, then their sockets are closed."""
