@@ -173,6 +173,7 @@ class TargetCommands:
         self.settler.wait(
             item, lambda done, total: progress(None, "copying", bytes_done=done, bytes_total=total)
         )
+        self.replicas.let_go(item)
         self._delete_journal(record, remove_images=True)
         self.items.change(item, images={})
         return {}
@@ -189,6 +190,7 @@ class TargetCommands:
         if record.role is Role.ACTIVE:
             # The machine runs here and stays; it must not need the journal any more.
             self.settler.wait(item, lambda _done, _total: None)
+            self.replicas.let_go(item)
         delete_images = record.role is Role.ACTIVE or bool(command.args.get("delete_replica"))
         self._delete_journal(record, remove_images=delete_images)
         self.items.remove(item)

@@ -172,8 +172,15 @@ class Replicas:
             durable.write_atomic(folder / "manifest.json", view.manifest.to_bytes())
         self._fabric.make_standalone(failover.vm, progress=progress, cancelled=cancelled)
         self._items.change(item, failover=replace(failover, standalone=True))
-        self._views.end(failover.socket)
-        journal.unpin(FAILOVER_PIN)
+        self.let_go(item)
+
+    def let_go(self, item: ItemId) -> None:
+        """End the view and the pin of a failed-over machine that stands alone. Idempotent: a crash may come before."""
+        record = self._items.get(item)
+        if record.failover is not None and record.failover.standalone:
+            self._views.end(record.failover.socket)
+            if self._journals.exists(item):
+                self._journals.get(item).unpin(FAILOVER_PIN)
 
     # -- both --------------------------------------------------------------------------------------------
 
