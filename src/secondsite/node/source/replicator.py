@@ -28,6 +28,7 @@ from secondsite.ship.backoff import EAGER_STEPS_S, CycleBackoff
 from secondsite.ship.sender import Sender
 
 HISTORY: Final = 720
+CYCLES_REPORTED: Final = 12
 
 log = structlog.get_logger(__name__)
 
@@ -152,7 +153,7 @@ class Replicator:
                 "rate": round(view.rate),
                 "eta_s": self._eta(view.rate),
             }
-        last = self.outcomes[-1] if self.outcomes else None
+        cycles = [_describe(outcome) for outcome in list(self.outcomes)[-CYCLES_REPORTED:]]
         return {
             "phase": phase,
             "progress": progress,
@@ -160,15 +161,8 @@ class Replicator:
             "retry_in_s": None
             if self._retry_at is None
             else max(0.0, round(self._retry_at - self.monotonic(), 1)),
-            "last_cycle": None
-            if last is None
-            else {
-                "kind": last.kind.value,
-                "sequence": last.sequence,
-                "seconds": round(last.seconds, 3),
-                "bytes_changed": last.changed,
-                "bytes_shipped": last.shipped,
-            },
+            "last_cycle": cycles[-1] if cycles else None,
+            "cycles": cycles,
         }
 
     # -- the loop ------------------------------------------------------------------------------------------
@@ -246,6 +240,16 @@ class Replicator:
         if not rate or self._total is None:
             return None
         return round(max(0, self._total - self._done) / rate, 1)
+
+
+def _describe(outcome: CycleOutcome) -> dict[str, Any]:
+    return {
+        "kind": outcome.kind.value,
+        "sequence": outcome.sequence,
+        "seconds": round(outcome.seconds, 3),
+        "bytes_changed": outcome.changed,
+        "bytes_shipped": outcome.shipped,
+    }
 
 
 class Replicators:
