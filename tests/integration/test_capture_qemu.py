@@ -500,3 +500,30 @@ def test_forgetting_works_although_an_image_is_gone(site: Site) -> None:
     site.capture().forget(keep=())
     assert site.machine.domain.listAllCheckpoints() == []
     assert not image_info(site.machine.images[VDA]).bitmaps
+
+
+@pytest.mark.fault
+def test_a_libvirtd_that_is_killed_inside_a_snapshot_loses_no_tracking(short_path: Path) -> None:
+    with Hypervisor(short_path / "h", "killed") as hypervisor:
+        machine = TrackedMachine(hypervisor, short_path, "capture-daemon", SIZES)
+        machine.start()
+        capture = LibvirtCapture(hypervisor.uri, machine.name, SIZES, machine.scratch)
+        capture.snapshot(since=None, new="ss-1").close()
+        machine.write(VDA, 0, b"a" * MIB)
+        snapshot = capture.snapshot(since="ss-1", new="ss-2")
+        daemon = hypervisor.daemon
+        assert daemon is not None
+        os.kill(daemon.pid, signal.SIGKILL)
+        wait_until(lambda: not hypervisor.is_running)
+        # What was begun can be read to its end: the export is QEMU's.
+        assert list(snapshot.disks[VDA].changed()) == [Extent(0, MIB)]
+        assert b"".join(bytes(view) for _, view in snapshot.disks[VDA].read([(0, MIB)])) == b"a" * MIB
+        snapshot.close()  # what was read is a point; the job is cleared away by the next snapshot
+        with pytest.raises(UnavailableError):
+            capture.snapshot(since="ss-1", new="ss-3")
+        hypervisor.start()
+        with capture.snapshot(since="ss-1", new="ss-3") as again:
+            assert list(again.disks[VDA].changed()) == [Extent(0, MIB)]
+        capture.forget(keep={"ss-3"})
+        machine.reconnect(hypervisor)
+        machine.remove()

@@ -50,6 +50,11 @@ class TrackedMachine:
         <os><type arch='x86_64' machine='q35'>hvm</type></os>
         <devices>{disks}{more_devices}<memballoon model='none'/></devices></domain>"""
 
+    def reconnect(self, hypervisor: Hypervisor) -> None:
+        """Find the machine again after libvirtd was started anew."""
+        self.connection = hypervisor.connect()
+        self.domain = self.connection.lookupByName(self.name)
+
     # -- power -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:

@@ -71,13 +71,14 @@ class Machine:
             UnavailableError: libvirtd does not answer.
         """
         with libvirt_errors(f"cannot look up {self.name}"):
-            connection = self._connect()
+            connection = self.connection()
             try:
                 return connection.lookupByUUIDString(str(UUID(self.name)))
             except ValueError:
                 return connection.lookupByName(self.name)
 
-    def _connect(self) -> Any:
+    def connection(self) -> Any:
+        """Return the libvirt connection, opened if need be."""
         if self._uri is not None and (self._connection is None or not self._connection.isAlive()):
             self._connection = libvirt.open(self._uri)
         return self._connection

@@ -29,8 +29,9 @@ def capture_for(
     """Return the capture for a machine that runs or is shut off; ask again for every cycle.
 
     connection: a libvirt connection, or a URI. scratch: see `LibvirtCapture`. A machine that starts or stops
-    between this and the snapshot makes the snapshot raise UnavailableError.
+    between this and the snapshot makes the snapshot raise UnavailableError. A URI is opened once; what is
+    returned does not open it again.
     """
-    if is_active(Machine(connection, domain, disks).domain()):
-        return LibvirtCapture(connection, domain, disks, scratch, clock=clock)
-    return OfflineCapture(connection, domain, disks, scratch, clock=clock)
+    machine = Machine(connection, domain, disks)
+    kind = LibvirtCapture if is_active(machine.domain()) else OfflineCapture
+    return kind(machine.connection(), domain, disks, scratch, clock=clock)
