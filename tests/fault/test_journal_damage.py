@@ -224,7 +224,7 @@ def test_the_record_of_applied_parts_is_covered(tmp_path: Path) -> None:
     model.replicate_initially(journal, {VDA: [(0, b"a" * 4096)]})
     journal.close()
     assert list(verify_folder(tmp_path / "j")) == []
-    for path, position in ((tmp_path / "j" / "applied", 70), (tmp_path / "j" / "base" / "vda.raw", 17)):
+    for path, position in ((tmp_path / "j" / "applied", 66), (tmp_path / "j" / "base" / "vda.raw", 17)):
         with flipped(path, position, 0):
             (finding,) = verify_folder(tmp_path / "j")
         assert path.name in finding.what or (finding.disk, finding.offset) == (VDA, 0)

@@ -1,7 +1,8 @@
 """The record of parts of the initial replication that are in the base already, so that a lost answer can be repeated.
 
-Records of 74 bytes: digest, blank, CRC-32 of the digest in 8 hex digits, newline. What it promises: what `add` was given is
-there after a cut; a torn last record is ignored, any other damage is CorruptError. It ends with the first point.
+Records of 91 bytes: digest, blank, disk key padded with blanks to 16, blank, CRC-32 of what is before it in 8 hex digits, newline.
+What it promises: what `add` was given is there after a cut; a torn last record is ignored, any other damage is
+CorruptError. It ends with the first point.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Final
 
 from secondsite import durable
 from secondsite.errors import CorruptError
-from secondsite.model.ids import Digest
+from secondsite.model.ids import Digest, DiskKey
 
-RECORD: Final = 74
+RECORD: Final = 91
+_FIELDS_LENGTH: Final = 82
 
 
 class AppliedParts:
@@ -24,18 +26,18 @@ class AppliedParts:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: set[Digest] | None = None
+        self._known: set[tuple[DiskKey, Digest]] | None = None
 
-    def __contains__(self, digest: Digest) -> bool:
+    def has(self, disk: DiskKey, digest: Digest) -> bool:
+        """Whether the part was applied to that disk; lists of zeros may be the same for several."""
         if self._known is None:
             self._known = set(self.load())
-        return digest in self._known
+        return (disk, digest) in self._known
 
-    def add(self, digests: Iterable[Digest]) -> None:
+    def add(self, disk: DiskKey, digests: Iterable[Digest]) -> None:
         """Append records, durably."""
-        digests = list(digests)
         self._known = None  # read again if this fails half-way
-        data = b"".join(_encode(digest) for digest in digests)
+        data = b"".join(_encode(disk, digest) for digest in digests)
         existed = self.path.exists()
         fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -50,24 +52,25 @@ class AppliedParts:
         if not existed:
             durable.fsync_dir(self.path.parent)
 
-    def load(self) -> list[Digest]:
+    def load(self) -> list[tuple[DiskKey, Digest]]:
         """Read all records. Raises CorruptError."""
         try:
             data = self.path.read_bytes()
         except FileNotFoundError:
             return []
-        digests: list[Digest] = []
+        parts: list[tuple[DiskKey, Digest]] = []
         for at in range(0, len(data) - RECORD + 1, RECORD):
             record = data[at : at + RECORD]
-            digest = Digest(record[:64].decode("ascii", "replace"))
-            if record != _encode(digest):
+            text = record[:_FIELDS_LENGTH].decode("ascii", "replace")
+            disk, digest = DiskKey(text[65:81].rstrip()), Digest(text[:64])
+            if record != _encode(disk, digest):
                 raise CorruptError(
                     f"record {at // RECORD} of {self.path.name} is damaged",
                     hint="start the initial replication again",
                     path=str(self.path),
                 )
-            digests.append(digest)
-        return digests
+            parts.append((disk, digest))
+        return parts
 
     def remove(self) -> None:
         """Remove the file; without one nothing happens."""
@@ -77,6 +80,6 @@ class AppliedParts:
             durable.fsync_dir(self.path.parent)
 
 
-def _encode(digest: Digest) -> bytes:
-    raw = digest.encode("utf-8", "replace")
-    return b"%s %08x\n" % (raw, zlib.crc32(raw))
+def _encode(disk: DiskKey, digest: Digest) -> bytes:
+    fields = f"{digest} {disk:<16} ".encode("utf-8", "replace")
+    return b"%s%08x\n" % (fields, zlib.crc32(fields))

@@ -129,6 +129,10 @@ def _new_folder(path: Path) -> Iterator[Path]:
     if path.exists():
         raise ConflictError(f"{path} exists already", hint="open it, or remove it first", path=str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f"{path.name}{durable.TEMPORARY_MARK}*"):
+        durable.remove_tree(
+            leftover
+        )  # of a create or delete that was cut; one process at a time makes an item's journal
     folder = durable.temporary_path(path)
     with durable.naming_full_disk(path):
         try:

@@ -202,6 +202,7 @@ class Incoming:
         self._path = durable.temporary_path(folder / f"{self.digest}.{kind}")
         with durable.naming_full_disk(self._path):
             self._file = self._path.open("xb", buffering=0)
+            os.fchmod(self._file.fileno(), 0o600)
         self._committed = False
 
     def __enter__(self) -> Self:

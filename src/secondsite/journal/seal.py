@@ -55,12 +55,12 @@ def apply_parts(store: Store, disk: DiskKey, digests: Seq[Digest]) -> None:
         found = [(kind, length) for kind in _KINDS if (length := store.logs.length(digest, kind)) is not None]
         if found:
             files.append(StoredFile(FileRef(digest, found[0][1]), found[0][0]))
-        elif digest not in store.applied:
+        elif not store.applied.has(disk, digest):
             raise NotFoundError(f"part {digest} was not received", hint="send it again", digest=digest)
     if not files:
         return
     _apply_files(store, disk, files)
-    store.applied.add(file.ref.digest for file in files)
+    store.applied.add(disk, [file.ref.digest for file in files])
     for file in files:
         store.logs.unlink(file.name)
     store.logs.persist()

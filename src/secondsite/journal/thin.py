@@ -7,6 +7,7 @@ the newest point is never touched (its source compares its digest), nor the base
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -152,6 +153,7 @@ class _Output:
         path = durable.temporary_path(self._store.incoming / "merged.hrl")
         self._logs.append(path)
         with durable.naming_full_disk(path), path.open("xb") as file:
+            os.fchmod(file.fileno(), 0o600)
             writer = LogWriter(
                 file,
                 disk_size=self._disk_size,
@@ -170,6 +172,7 @@ class _Output:
         path = durable.temporary_path(self._store.incoming / "merged.zeros")
         self._logs.append(path)
         with durable.naming_full_disk(path):
+            path.touch(mode=0o600)
             path.write_bytes(data)
         ref = self._keep(path, "zeros")
         self._logs.remove(path)

@@ -136,6 +136,20 @@ def test_a_first_point_that_was_cut_by_a_full_disk_is_settled_before_anything_el
     model.check(journal, verify=True)
 
 
+def test_a_list_of_zeros_that_two_disks_share_is_applied_to_each(tmp_path: Path) -> None:
+    model = Model()
+    journal = model.create(tmp_path / "j")
+    model.replicate_initially(journal, {disk: [(0, b"x" * 8192)] for disk in (VDA, VDB)})
+    (zeros,) = model.send(journal, model.parts(VDA, [(0, 4096)]))
+    journal.apply_initial(model.epoch, VDA, [zeros])
+    with pytest.raises(NotFoundError):
+        journal.apply_initial(model.epoch, VDB, [zeros])
+    model.replicate_initially(journal, {VDB: [(0, 4096)]})
+    journal.apply_initial(model.epoch, VDB, [zeros])
+    model.seal(journal, {})
+    model.check(journal, verify=True)
+
+
 def test_the_first_point_waits_for_a_part_that_was_cut(tmp_path: Path) -> None:
     model = Model()
     journal = model.create(tmp_path / "j")
