@@ -29,6 +29,12 @@ as_root() {
   command -v sudo >/dev/null || { echo "setup: run this as root once, or install sudo: packages are missing: ${missing[*]-}" >&2; exit 1; }
   sudo "$@"
 }
+
+said=$(mktemp)
+no_cluster=
+clean_up() { rm -f "$said"; [ -z "$no_cluster" ] || as_root rm -f "$no_cluster"; }
+trap clean_up EXIT
+quietly() { "$@" >"$said" 2>&1 </dev/null || { tail -n 60 "$said" >&2; echo "setup: failed: $*" >&2; exit 1; }; }
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
 command -v dpkg-query >/dev/null && command -v apt-get >/dev/null \
@@ -38,27 +44,25 @@ missing=()
 for package in "${packages[@]}"; do installed "$package" || missing+=("$package"); done
 if [ ${#missing[@]} -gt 0 ]; then
   echo "setup: installing ${missing[*]}"
-  as_root apt-get update -qq
+  quietly as_root apt-get update -q
   if [[ " ${missing[*]} " == *" postgresql "* ]]; then
     # The tests run a server of their own: the package shall not make and start one on this machine.
     no_cluster=/etc/postgresql-common/createcluster.d/secondsite-setup.conf
     as_root mkdir -p "${no_cluster%/*}"
-    trap 'as_root rm -f "$no_cluster"' EXIT
     echo "create_main_cluster = false" | as_root tee "$no_cluster" >/dev/null
   fi
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-    -o Dpkg::Use-Pty=0 "${missing[@]}" </dev/null
+  quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
 elif ! apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1; then
-  as_root apt-get update -qq   # the lab's guest takes its kernel from the package lists
+  quietly as_root apt-get update -q   # the lab's guest takes its kernel from the package lists
 fi
 
 # A virtual environment that was left half made, or that was moved (its scripts name the old place), is made anew.
-usable() { grep -qxF "command = /usr/bin/python3 -m venv --system-site-packages $PWD/.venv" .venv/pyvenv.cfg && .venv/bin/python -m pip --version; }
+usable() { [[ "$(grep '^command = ' .venv/pyvenv.cfg)" == *" $PWD/.venv" ]] && .venv/bin/python -m pip --version; }
 stamp=.venv/.setup-stamp
 wanted=$(cat requirements.lock pyproject.toml | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || ! usable >/dev/null 2>&1; then
   echo "setup: virtual environment"
-  usable >/dev/null 2>&1 || /usr/bin/python3 -m venv --clear --system-site-packages "$PWD/.venv"
+  usable >/dev/null 2>&1 || { rm -rf .venv; /usr/bin/python3 -m venv --system-site-packages "$PWD/.venv"; }
   pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --root-user-action ignore)
   "${pip[@]}" -r requirements.lock
   "${pip[@]}" --no-deps --editable .

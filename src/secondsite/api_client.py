@@ -30,7 +30,8 @@ class Connection:
 class ApiClient:
     """Calls under /api/v1. Raises RemoteError with the service's own code and hint."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, transport: httpx.BaseTransport | None = None) -> None:
+        """`transport` replaces the network: an application in this process, or a recording."""
         self._connection = connection
         verify: ssl.SSLContext | bool = True
         if connection.ca is not None:
@@ -46,6 +47,7 @@ class ApiClient:
             verify=verify,
             timeout=TIMEOUT_S,
             trust_env=False,
+            transport=transport,
         )
 
     def get(self, path: str, **params: Any) -> Any:

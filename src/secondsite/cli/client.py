@@ -2,19 +2,28 @@
 
 Looked up in this order: the environment SECONDSITE_URL, SECONDSITE_TOKEN, SECONDSITE_CA; the file that --config or
 SECONDSITE_CONFIG names; ~/.config/secondsite/cli.json. The file holds {"url": ..., "token": ..., "ca": path}.
+
+The HTTP client is imported when one is made: a node and `secondsite journal` work without it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from secondsite.api_client import ApiClient, Connection
 from secondsite.errors import InvalidInputError
 
+if TYPE_CHECKING:
+    import httpx
+
+    from secondsite.api_client import ApiClient, Connection
+
 _chosen: Path | None = None
+_transport: httpx.BaseTransport | None = None
 
 
 def choose_config(path: Path | None) -> None:
@@ -23,13 +32,28 @@ def choose_config(path: Path | None) -> None:
     _chosen = path
 
 
+@contextmanager
+def speaking_through(transport: httpx.BaseTransport) -> Iterator[None]:
+    """Let this process's commands use a transport in place of the network: a service in this process, or a recording."""
+    global _transport  # noqa: PLW0603 - the commands are called by typer, which hands nothing through
+    before, _transport = _transport, transport
+    try:
+        yield
+    finally:
+        _transport = before
+
+
 def connect() -> ApiClient:
     """Return a client for the configured service."""
-    return ApiClient(find_connection(config=_chosen))
+    from secondsite.api_client import ApiClient
+
+    return ApiClient(find_connection(config=_chosen), transport=_transport)
 
 
 def find_connection(*, config: Path | None = None) -> Connection:
     """Return the connection to use; InvalidInputError tells what is missing and how to give it."""
+    from secondsite.api_client import Connection
+
     path = config or _path(os.environ.get("SECONDSITE_CONFIG"))
     default = Path.home() / ".config" / "secondsite" / "cli.json"
     fields = _read(path) if path is not None else (_read(default) if default.exists() else {})

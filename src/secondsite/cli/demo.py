@@ -25,10 +25,10 @@ def demo(
 
     With DEMO_JSON=file in the environment the figures are written there, too.
     """
-    from secondsite.lab.demo import Demo
-
     folder = folder or Path(tempfile.mkdtemp(prefix="ssdemo-", dir="/tmp"))
     with reporting(as_json=as_json):
+        from secondsite.lab.demo import Demo
+
         claims = Demo(folder, lambda text: err.print(text, markup=False)).run()
         document: dict[str, Any] = {
             "figures": claims.figures,

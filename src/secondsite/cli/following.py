@@ -5,18 +5,21 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from secondsite.api_client import ApiClient
 from secondsite.cli.output import EXIT_FAILED, err, human_bytes, out, print_fields, print_json
 from secondsite.errors import SecondSiteError
 
-POLL_S: Final = 0.2
-AWAY_S: Final = 300.0
+if TYPE_CHECKING:
+    from secondsite.api_client import ApiClient
+
+POLL_S = 0.2
+AWAY_POLL_S = 1.0
+AWAY_S = 300.0
 """The service may restart under a running job; we wait so long for it to come back."""
 ENDED: Final = frozenset({"Succeeded", "Failed", "Cancelled"})
 
@@ -83,7 +86,7 @@ def _ask(api: ApiClient, job_id: str) -> dict[str, Any]:
         except SecondSiteError as error:
             if error.code != "unavailable" or time.monotonic() > deadline:
                 raise
-            time.sleep(1.0)
+            time.sleep(AWAY_POLL_S)
 
 
 def _show(bars: Progress, shown: dict[int, TaskID], task: Mapping[str, Any]) -> None:

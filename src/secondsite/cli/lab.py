@@ -17,9 +17,9 @@ Dir = Annotated[Path, typer.Option("--dir", help="The lab's folder.")]
 @app.command(epilog="Example: secondsite lab up --dir /tmp/lab --json")
 def up(folder: Dir, as_json: Json = False) -> None:
     """Start two sites: two libvirts, a service, a node per site, clouds mapped, a 5-second policy. Can be repeated."""
-    from secondsite.lab import sites
-
     with reporting(as_json=as_json):
+        from secondsite.lab import sites
+
         lab = sites.up(folder, lambda text: err.print(text, markup=False))
         if as_json:
             print_json(lab)
@@ -33,9 +33,9 @@ def up(folder: Dir, as_json: Json = False) -> None:
 @app.command(epilog="Example: secondsite lab show --dir /tmp/lab --json")
 def show(folder: Dir, as_json: Json = False) -> None:
     """Print what `lab up` printed."""
-    from secondsite.lab import sites
-
     with reporting(as_json=as_json):
+        from secondsite.lab import sites
+
         print_json(sites.describe(folder))
 
 
@@ -46,9 +46,9 @@ def down(
     as_json: Json = False,
 ) -> None:
     """End exactly what the lab started. The files stay, so that `lab up` brings it back, unless purged."""
-    from secondsite.lab import sites
-
     with reporting(as_json=as_json):
+        from secondsite.lab import sites
+
         ended = sites.down(folder, purge=purge)
         if as_json:
             print_json({"ended": ended, "purged": purge})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -80,10 +81,10 @@ def enrol(
     as_json: Json = False,
 ) -> None:
     """Enrol this machine: its registration key becomes a certificate."""
-    from secondsite.node.enrol import EnrolRequest
-    from secondsite.node.enrol import enrol as enrol_node
-
     with reporting(as_json=as_json):
+        from secondsite.node.enrol import EnrolRequest
+        from secondsite.node.enrol import enrol as enrol_node
+
         service_host, service_port = host_port(service)
         listen_host, listen_port = host_port(listen)
         if listen_host in {"0.0.0.0", "::"} and not advertise:  # noqa: S104 - compared, not bound
@@ -116,20 +117,27 @@ def enrol(
 @app.command(epilog="Example: secondsite node run --state /var/lib/secondsite/node")
 def run(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
     """Run the node until it is told to end (SIGTERM)."""
-    from secondsite.node.daemon import run as run_node
-
     with reporting(as_json=as_json):
-        run_node(
-            state, lambda facts: err.print(f"node {facts['name']} listens on {facts['listen']}", markup=False)
-        )
+        from secondsite.node.daemon import run as run_node
+
+        def ready(facts: Mapping[str, Any]) -> None:
+            if as_json:
+                print_json(facts)
+            else:
+                err.print(f"node {facts['name']} listens on {facts['listen']}", markup=False)
+
+        run_node(state, ready)
 
 
 @app.command(epilog="Example: secondsite node remove host-1")
 def remove(node: Annotated[str, typer.Argument(help="Its name or id.")], as_json: Json = False) -> None:
     """Remove a node from the vault: its certificate is worth nothing from then on."""
     with reporting(as_json=as_json):
-        connect().delete(f"/nodes/{node}")
-        err.print(f"node {node} removed", markup=False)
+        row = connect().delete(f"/nodes/{node}")
+        if as_json:
+            print_json(row)
+        else:
+            err.print(f"node {node} removed", markup=False)
 
 
 def host_port(text: str) -> tuple[str, int]:

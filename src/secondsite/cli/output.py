@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from secondsite.errors import SecondSiteError
+from secondsite.errors import SecondSiteError, UnsupportedError
 
 EXIT_FAILED: Final = 1
 EXIT_CODES: Final[Mapping[str, int]] = {
@@ -33,6 +33,13 @@ EXIT_CODES: Final[Mapping[str, int]] = {
 }
 """Exit codes by error code; every other failure is EXIT_FAILED. 0 is success, and only that."""
 
+_EXTRAS: Final[Mapping[str, str]] = {
+    "httpx": "cli",
+    **dict.fromkeys(("cheroot", "cryptography", "structlog", "stamina"), "node"),
+    **dict.fromkeys(("fastapi", "uvicorn", "sqlalchemy", "alembic", "psycopg", "dbos"), "service"),
+}
+_DISTRIBUTION: Final[Mapping[str, str]] = {"libvirt": "python3-libvirt", "nbd": "python3-libnbd"}
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 
 out = Console(soft_wrap=True, highlight=False)
@@ -44,6 +51,7 @@ Column = tuple[str, Callable[[Mapping[str, Any]], Any]]
 def print_json(value: Any) -> None:
     """Print a value as indented JSON."""
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+    sys.stdout.flush()  # a daemon's first line is read while it runs
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], *, empty: str) -> None:
@@ -83,11 +91,16 @@ def human_bytes(count: float | None) -> str:
 
 @contextmanager
 def reporting(*, as_json: bool) -> Iterator[None]:
-    """Turn our errors into a message (or JSON) on standard error and the exit code that belongs to them."""
+    """Turn our errors into a message (or JSON) on standard error and the exit code that belongs to them.
+
+    A command imports what only it needs in here, so that a part that is not installed is an error with a hint.
+    """
     try:
         yield
     except SecondSiteError as error:
         fail(error, as_json=as_json)
+    except ModuleNotFoundError as error:
+        fail(_not_installed(error), as_json=as_json)
     except KeyboardInterrupt:
         err.print("interrupted; what runs on the service goes on")
         raise typer.Exit(130) from None
@@ -102,6 +115,19 @@ def fail(error: SecondSiteError, *, as_json: bool) -> NoReturn:
         if error.hint:
             err.print(f"  [bold]hint[/]: {escape(error.hint)}")
     raise typer.Exit(EXIT_CODES.get(error.code, EXIT_FAILED)) from error
+
+
+def _not_installed(error: ModuleNotFoundError) -> SecondSiteError:
+    module = (error.name or "").partition(".")[0]
+    if module in _EXTRAS:
+        hint = f"pip install 'secondsite[{_EXTRAS[module]}]'"
+    elif module in _DISTRIBUTION:
+        hint = f"apt-get install {_DISTRIBUTION[module]}, and make the virtual environment with --system-site-packages"
+    else:
+        raise error
+    return UnsupportedError(
+        f"this command needs the Python module {module}, which is not installed", hint=hint
+    )
 
 
 def _cell(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,9 +28,9 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Make a vault: its certificate authority, its store, and a first Contributor token, printed this once."""
-    from secondsite.service.daemon import init as init_service
-
     with reporting(as_json=as_json):
+        from secondsite.service.daemon import init as init_service
+
         made = init_service(data, vault, database_url=database)
         if as_json:
             print_json(
@@ -63,10 +63,16 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run the service until it is told to end (SIGTERM)."""
-    from secondsite.service.daemon import Options
-    from secondsite.service.daemon import run as run_service
-
     with reporting(as_json=as_json):
+        from secondsite.service.daemon import Options
+        from secondsite.service.daemon import run as run_service
+
+        def ready(where: dict[str, Any]) -> None:
+            if as_json:
+                print_json(where)
+            else:
+                err.print(f"the service listens at {where['url']}", markup=False)
+
         options = Options(
             listen=host_port(listen),
             node_listen=host_port(node_listen),
@@ -74,8 +80,4 @@ def run(
             names=tuple(name or ()),
             standby=standby,
         )
-        run_service(
-            data,
-            options,
-            ready=lambda where: err.print(f"the service listens at {where['url']}", markup=False),
-        )
+        run_service(data, options, ready=ready)
