@@ -472,6 +472,22 @@ def test_a_raw_disk_is_refused_by_name_and_others_do_not_matter(
         machine.remove()
 
 
+def test_an_image_too_old_for_bitmaps_is_refused_with_the_way_out(
+    hypervisor: Hypervisor, short_path: Path
+) -> None:
+    machine = TrackedMachine(hypervisor, short_path, next(_names), SIZES, options="compat=0.10")
+    try:
+        for start in (lambda: None, machine.start):
+            start()
+            with pytest.raises(UnsupportedError) as refused:
+                capture_for(hypervisor.uri, machine.name, SIZES, machine.scratch).snapshot(
+                    since=None, new="ss-1"
+                )
+            assert "qemu-img amend -o compat=1.1" in refused.value.hint
+    finally:
+        machine.remove()
+
+
 def test_a_disk_that_the_checkpoint_does_not_cover_is_tracking_lost(site: Site) -> None:
     site.machine.start()
     LibvirtCapture(site.hypervisor.uri, site.machine.name, [VDA], site.scratch).snapshot(

@@ -27,12 +27,13 @@ class TrackedMachine:
         name: str,
         disks: Mapping[DiskKey, int],
         more_devices: str = "",
+        options: str = "compat=1.1",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.name = name
         self.images = {key: folder / f"{name}-{key}.qcow2" for key in disks}
         for key, size in disks.items():
-            _run("qemu-img", "create", "-q", "-f", "qcow2", str(self.images[key]), str(size))
+            _run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, str(self.images[key]), str(size))
             hypervisor.own(self.images[key])
         self.scratch = folder / "s"
         self.scratch.mkdir(exist_ok=True)

@@ -17,8 +17,10 @@ from secondsite.capture.port import is_ours
 from secondsite.errors import ConflictError, NotFoundError, UnavailableError, UnsupportedError
 
 _TIMEOUT_S: Final = 60.0
-_COMPAT_HINT: Final = (
-    "qcow2 of version 2 keeps no bitmaps: qemu-img amend -o compat=1.1, with the machine shut off"
+_OLD_QCOW2: Final = "qcow2 v2 files"
+"""In the message that QEMU and qemu-img give for an image that cannot keep bitmaps."""
+_OLD_QCOW2_HINT: Final = (
+    "shut the machine down and bring the image to version 3: qemu-img amend -o compat=1.1"
 )
 
 
@@ -93,6 +95,11 @@ def remove_bitmap(image: Path, name: str) -> None:
         _qemu_img("bitmap", "--remove", "-f", "qcow2", str(image.absolute()), name)
 
 
+def unsupported_image(message: str) -> UnsupportedError | None:
+    """Return the error for a message that says that an image cannot keep bitmaps, else None."""
+    return UnsupportedError(message, hint=_OLD_QCOW2_HINT) if _OLD_QCOW2 in message else None
+
+
 def our_bitmaps(info: ImageInfo) -> list[str]:
     """Return the names of the bitmaps that Second Site made."""
     return [name for name in info.bitmaps if is_ours(name)]
@@ -110,6 +117,6 @@ def _qemu_img(*arguments: str) -> str:
     said = done.stderr.strip()
     if "lock" in said and "Failed to get" in said:
         raise ConflictError(f"the image is open elsewhere: {said}", hint="try again when it is closed")
-    if "v3 metadata" in said or "Cannot store dirty bitmaps" in said or "compat" in said:
-        raise UnsupportedError(said, hint=_COMPAT_HINT)
+    if (too_old := unsupported_image(said)) is not None:
+        raise too_old
     raise UnavailableError(f"qemu-img {arguments[0]} failed: {said}")

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import libvirt
 
+from secondsite.capture.bitmaps import unsupported_image
 from secondsite.capture.port import LIBVIRT_FORMAT
 from secondsite.errors import (
     NotFoundError,
@@ -169,6 +170,8 @@ def translated(error: libvirt.libvirtError, what: str) -> SecondSiteError:
         return NotFoundError(message)
     if code in _TRACKING_LOST:
         return TrackingLostError(message, hint="the next cycle compares the disks with what was replicated")
+    if (too_old := unsupported_image(message)) is not None:
+        return too_old
     if code in _UNSUPPORTED:
         return UnsupportedError(message, libvirt_code=code)
     return UnavailableError(message, libvirt_code=code)
