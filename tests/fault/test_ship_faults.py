@@ -10,11 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from cheroot.workers.threadpool import ThreadPool
 
 from secondsite.errors import CorruptError, UnavailableError
 from secondsite.ship.backoff import NO_RETRIES
 from secondsite.ship.client import Endpoint
-from secondsite.ship.http import Limits
+from secondsite.ship.http import HttpsServer, JsonClient, Limits, Request, Router
+from secondsite.ship.identity import CertificateAuthority
 from secondsite.ship.protocol import PartKind
 from secondsite.ship.sender import Outgoing, StoppedError
 from support.ship_site import EPOCH, ITEM, TARGET, ShipSite, manifest, ship_site
@@ -32,6 +34,7 @@ class Link:
         self.port = self._listener.getsockname()[1]
         self.connections = 0
         self.up = 0
+        self.down = bytearray()
         self.cut_up_after: list[int] = []
         """For each connection in turn: cut both ways once so many bytes went up (a huge number: never)."""
         self.swallow_down_after: list[int] = []
@@ -72,6 +75,8 @@ class Link:
                         break
                 elif up[0] > swallow:
                     break
+                else:
+                    self.down += data
                 sink.sendall(data)
         except OSError:
             pass
@@ -221,3 +226,47 @@ def test_upload_cut_by_the_listeners_stop_leaves_nothing(site: ShipSite) -> None
         site.listener.stop()
     wait_for(lambda: site.receiver.cut == 1)
     assert site.stored() == {}
+
+
+def test_answer_of_a_request_that_outlives_the_server_never_leaves_in_the_clear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, shut = threading.Event(), threading.Event()
+    router = Router()
+
+    def slow(_: Request) -> dict[str, str]:
+        entered.set()
+        assert shut.wait(20)
+        return {"secret": "kept between us"}
+
+    force_close = ThreadPool._force_close
+
+    def closing(connection: object) -> None:
+        force_close(connection)
+        shut.set()
+
+    monkeypatch.setattr(ThreadPool, "_force_close", staticmethod(closing))
+    router.add("GET", "/slow", slow)
+    authority = CertificateAuthority.create("vault")
+    credentials = authority.issue_credentials(TARGET, tmp_path)
+    server = HttpsServer(("127.0.0.1", 0), credentials, router, limits=Limits(stop_s=0.2), threads=2)
+    server.start()
+    link = Link(server.address)
+    answers: list[object] = []
+
+    def call() -> None:
+        with JsonClient(link.endpoint, credentials, timeout_s=20) as client:
+            try:
+                answers.append(client.get("/slow"))
+            except UnavailableError as error:
+                answers.append(error)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    assert entered.wait(20)
+    server.stop()
+    caller.join(20)
+    link.close()
+    assert len(answers) == 1
+    assert b"kept between us" not in link.down
+    assert b"HTTP/1.1" not in link.down

@@ -228,6 +228,15 @@ class _Socket(ssl.SSLSocket):
         self.settimeout(self.limits.send_s)
         return super().send(data, flags)
 
+    def shutdown(self, how: int) -> None:
+        # ssl's own drops the TLS layer first; when cheroot then shuts a slow request's socket at its stop, the rest
+        # of that answer would leave in the clear.
+        socket.socket.shutdown(self, how)
+
+    def abandon_tls(self) -> None:
+        """Send nothing more and read raw bytes from now on."""
+        super().shutdown(socket.SHUT_WR)
+
 
 class _Adapter(Adapter):
     """Wraps accepted sockets without the handshake, which the worker does."""
@@ -290,7 +299,7 @@ class _Connection(HTTPConnection):
 def _linger(sock: _Socket) -> None:
     """Let the peer read the alert that says why: closing with unread bytes would reset the connection."""
     with suppress(OSError, ValueError):
-        sock.shutdown(socket.SHUT_WR)  # also drops the TLS layer, so what follows reads raw bytes
+        sock.abandon_tls()
         end = time.monotonic() + LINGER_S
         while (left := end - time.monotonic()) > 0:
             sock.settimeout(left)
