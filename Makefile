@@ -10,19 +10,19 @@ setup-test:
 	@tools/setup.sh test
 
 demo: setup          ## protect, test, fail over and bring back a real VM on two sites of this machine
-	@$(PY) -m secondsite demo
+	@tools/reaping.py $(PY) -m secondsite demo
 
 test: setup-test     ## all checks and all tests, fast ones first
-	@tools/test.sh
+	@tools/reaping.py tools/test.sh
 
 check: setup         ## format, lint, types, import contracts
 	@tools/check.sh
 
 fast: setup-test     ## checks and the tests that need no hypervisor
-	@tools/test.sh fast
+	@tools/reaping.py tools/test.sh fast
 
 bench: setup-test    ## our figures beside a peer's, as ratios
-	@$(PY) bench/run.py
+	@tools/reaping.py $(PY) bench/run.py
 
 lab: setup           ## two sites on this machine, in ./lab-run; end them with: .venv/bin/secondsite lab down --dir lab-run
 	@.venv/bin/secondsite lab up --dir lab-run
