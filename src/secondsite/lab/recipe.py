@@ -4,7 +4,7 @@
 - `NamespaceRecipe`, for root: a *system* libvirtd in a mount and network namespace of its own, with its folders mounted
   over libvirt's. It has networks, and neither sees nor touches the machine's libvirt. The namespaces vanish with the
   last process in them.
-- `NobodyRecipe`, for root where namespaces are not permitted: the session recipe, run as "nobody".
+- `NobodyRecipe`, for root where namespaces or tap devices are not permitted: the session recipe, run as "nobody".
 
 A recipe says what to write, what to run, and which processes are its own. It runs nothing itself.
 """
@@ -241,7 +241,16 @@ def _best_mode() -> Mode:
         permitted = subprocess.run(trial, capture_output=True).returncode == 0
     except FileNotFoundError:
         permitted = False
-    return Mode.NAMESPACE if permitted else Mode.NOBODY
+    return Mode.NAMESPACE if permitted and _has_tun() else Mode.NOBODY
+
+
+def _has_tun() -> bool:
+    # Guests reach a bridge through a tap device; containers may have namespaces and not this.
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR))
+    except OSError:
+        return False
+    return True
 
 
 def _environment() -> dict[str, str]:
