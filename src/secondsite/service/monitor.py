@@ -16,7 +16,7 @@ from secondsite.model.item import ItemState
 from secondsite.service.context import Context
 from secondsite.service.store import clouds, commands, events, items, nodes
 from secondsite.service.store.database import Transaction
-from secondsite.service.store.records import Item
+from secondsite.service.store.records import Item, Node
 from secondsite.service.vocabulary import CommandState, Severity
 
 log = logging.getLogger("secondsite.service")
@@ -35,9 +35,11 @@ class Monitor:
     every_s: float = EVERY_S
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
+    _since: datetime | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Begin."""
+        self._since = self.ctx.clock()
         self._thread = threading.Thread(target=self._loop, name="monitor", daemon=True)
         self._thread.start()
 
@@ -50,20 +52,23 @@ class Monitor:
     def _loop(self) -> None:
         while not self._stop.wait(self.every_s):
             try:
-                look(self.ctx)
+                look(self.ctx, self._since)
             except Exception:
                 # It must outlive whatever it meets: nobody else would notice a silent node.
                 log.exception("the monitor could not look; it tries again")
 
 
-def look(ctx: Context) -> None:
-    """Look at everything once. Writes only what changed."""
+def look(ctx: Context, since: datetime | None = None) -> None:
+    """Look at everything once. Writes only what changed.
+
+    `since`: when the service began to listen; before that no node could be heard.
+    """
     now = ctx.clock()
     with ctx.store.reading() as tx:
         silent = [
             node.id
             for node in nodes.listed(tx)
-            if not node.silent and (node.last_seen or node.enrolled) < now - SILENT_AFTER
+            if not node.silent and _heard(node, since) < now - SILENT_AFTER
         ]
         alerts = [item.id for item in items.listed(tx) if item.rpo_alert != _too_old(tx, item, now)]
         demotions = [item.id for item in items.listed(tx) if item.demotion is not None]
@@ -72,7 +77,7 @@ def look(ctx: Context) -> None:
     with ctx.store.transaction() as tx:
         for node_id in silent:
             node = nodes.get(tx, node_id)
-            if (node.last_seen or node.enrolled) < now - SILENT_AFTER:
+            if _heard(node, since) < now - SILENT_AFTER:
                 nodes.change(tx, node_id, silent=True)
                 message = f"node {node.name} does not answer"
                 events.add(
@@ -82,6 +87,11 @@ def look(ctx: Context) -> None:
             _alert(tx, items.get(tx, item_id, lock=True), now)
         for item_id in demotions:
             _demote_again(tx, items.get(tx, item_id, lock=True), now)
+
+
+def _heard(node: Node, since: datetime | None) -> datetime:
+    last = node.last_seen or node.enrolled
+    return last if since is None else max(last, since)
 
 
 def _too_old(tx: Transaction, item: Item, now: datetime) -> bool:

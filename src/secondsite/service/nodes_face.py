@@ -41,6 +41,7 @@ class NodesFace:
         router = Router()
         add_ca_route(router, self._ctx.authority.pem)
         router.add("POST", "/node/v1/enrol", self._enrol, body_max=64 << 10, peer_required=False)
+        router.add("POST", "/node/v1/renew", self._renew, body_max=64 << 10)
         router.add("POST", "/node/v1/poll", self._poll, body_max=1 << 20)
         router.add("POST", "/node/v1/progress", self._progress, body_max=1 << 20)
         router.add("POST", "/node/v1/result", self._result)
@@ -72,6 +73,11 @@ class NodesFace:
             "ca": self._ctx.authority.pem.decode(),
             "service": dict(self._service),
         }
+
+    def _renew(self, request: Request) -> Mapping[str, Any]:
+        node = self._caller(request)
+        certificate = enrolment.renew(self._ctx, node, _text(request.json(), "csr").encode())
+        return {"certificate": certificate.decode(), "ca": self._ctx.authority.pem.decode()}
 
     def _poll(self, request: Request) -> Mapping[str, Any]:
         node = self._caller(request)

@@ -164,6 +164,17 @@ def test_a_node_with_a_part_in_an_item_is_not_removed(world: World) -> None:
         enrolment.remove_node(world.ctx, "host-rtm")
 
 
+def test_a_node_renews_its_certificate_with_the_one_it_has(world: World, face: NodesFace) -> None:
+    node = world.node("host-ams")
+    _private, csr = make_key_and_csr("x")
+    answer = call(face, "renew", node, csr=csr.decode())
+    assert node_id_of(answer["certificate"].encode()) == node
+    with pytest.raises(UnauthenticatedError):
+        call(face, "renew", None, csr=csr.decode())
+    key = tokens.create_registration_key(world.ctx, "ams").key
+    assert enrol(world, key, "host-ams", csr).node == node  # the new key pair is the node's now
+
+
 # -- polls -------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,8 @@ from secondsite.service.store import commands, events, items, jobs, points
 from secondsite.service.store.records import Command, Job
 from secondsite.service.usecases import operations, protect, reports
 from secondsite.service.vocabulary import JobState, Side, TaskState
+from secondsite.service.workflows.engine import WORKFLOWS, break_off
+from secondsite.service.workflows.run import Interrupted, Run
 from support.service_world import ME, Died, JournaledSteps, World, absent, failing
 
 
@@ -553,3 +555,89 @@ def test_a_run_that_dies_anywhere_ends_like_one_that_did_not(
             world.close()
         number += 1
     assert steps > 2
+
+
+# -- bugs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", [Operation.PLANNED_FAILOVER, Operation.TEST_FAILOVER])
+def test_a_workflow_that_breaks_by_a_bug_ends_its_job(world: World, operation: Operation) -> None:
+    world.protected()
+    job = begin(world, operation)
+    run = Run(world.ctx, JournaledSteps(), job.id, threading.Event())
+    break_off(run, operation.value, KeyError("x"))
+    found = world.job(job.id)
+    assert found.state is JobState.FAILED
+    assert found.error is not None
+    assert found.error["code"] == "internal"
+    assert world.item().state is ItemState.PROTECTED
+
+
+def test_a_bug_past_the_takeover_leaves_the_item_failed_over(world: World) -> None:
+    world.protected()
+    job = begin(world, Operation.PLANNED_FAILOVER)
+    steps = JournaledSteps()
+    original = steps.step
+
+    def until_takeover(name: str, action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if name == "takeover":
+            original(name, action)
+            raise Died
+        return original(name, action)
+
+    steps.step = until_takeover  # type: ignore[method-assign]
+    with pytest.raises(Died):
+        world.run(job.id, steps)
+    run = Run(world.ctx, JournaledSteps(), job.id, threading.Event())
+    break_off(run, job.operation, KeyError("x"))
+    assert world.job(job.id).state is JobState.FAILED
+    assert (world.item().state, world.item().epoch) == (ItemState.COMMIT_PENDING, 2)
+
+
+def test_a_source_that_does_not_name_its_point_is_released(world: World) -> None:
+    world.protected()
+    world.answers["source.prepare"] = lambda _command: {}
+    job = perform(world, Operation.PLANNED_FAILOVER)
+    assert job.error is not None
+    assert job.error["code"] == "unsupported"
+    assert world.kinds[-1] == "source.release"
+    assert world.item().state is ItemState.PROTECTED
+
+
+def test_a_failed_commit_leaves_the_item_to_be_committed_again(world: World) -> None:
+    world.protected()
+    succeed(world, Operation.PLANNED_FAILOVER)
+    world.answers["target.commit"] = failing("still copying")
+    assert perform(world, Operation.COMMIT).state is JobState.FAILED
+    assert world.item().state is ItemState.COMMIT_PENDING
+    del world.answers["target.commit"]
+    succeed(world, Operation.COMMIT)
+    assert world.item().last_sequence is None
+
+
+def test_a_reversal_waits_until_the_old_side_has_stepped_down(world: World) -> None:
+    world.protected()
+    world.answers["source.demote"] = failing()
+    succeed(world, Operation.PLANNED_FAILOVER)
+    succeed(world, Operation.COMMIT)
+    job = perform(world, Operation.REVERSE)
+    assert job.error is not None
+    assert job.error["code"] == "operation_refused"
+    assert world.item().state is ItemState.COMMITTED
+
+
+def test_a_run_that_is_told_to_stop_records_nothing_and_goes_on_later(world: World) -> None:
+    world.protected()
+    world.answers["target.test_start"] = absent
+    job = begin(world, Operation.TEST_FAILOVER)
+    stopping = threading.Event()
+    stopping.set()
+    steps = JournaledSteps()
+    world.answering()
+    with pytest.raises(Interrupted):
+        WORKFLOWS[job.operation](Run(world.ctx, steps, job.id, stopping))
+    assert [name for name, _outcome in steps.records] == ["begin", "facts", "networks"]
+    assert world.job(job.id).state is JobState.IN_PROGRESS
+    del world.answers["target.test_start"]
+    world.store.bell.ring()
+    assert world.run(job.id, steps.again()).state is JobState.SUCCEEDED

@@ -94,6 +94,29 @@ def enrol(
     return Enrolled(node, site, certificate)
 
 
+def renew(ctx: Context, node_id: NodeId, csr: bytes) -> bytes:
+    """Return a new certificate for a node that has a valid one, for the key of the request."""
+    public_key = _public_key(csr)
+    certificate = ctx.authority.issue(csr, node_id)
+    with ctx.store.transaction() as tx:
+        nodes.change(
+            tx,
+            node_id,
+            public_key=public_key,
+            certificate_serial=f"{load_certificate(certificate).serial_number:x}",
+        )
+        events.add(
+            tx,
+            events.NewEvent(
+                ctx.clock(),
+                "node-renewed",
+                f"node {nodes.get(tx, node_id).name} has a new certificate",
+                node_id=node_id,
+            ),
+        )
+    return certificate
+
+
 def remove_node(ctx: Context, id_or_name: str) -> Node:
     """Revoke a node that takes part in nothing. Its certificate is refused from now on; its name is free again."""
     with ctx.store.transaction() as tx:

@@ -20,6 +20,8 @@ from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Job, Node, Point, Task
 from secondsite.service.vocabulary import JobState
 
+MEASURED: Final = frozenset({ItemState.PROTECTED, ItemState.FAILING_OVER})
+"""States in which the age of the newest point is what a disaster now would cost."""
 REPORT_FRESH_S: Final = 30.0
 """A report that is older says what was, not what is."""
 
@@ -139,7 +141,9 @@ class _Names:
 def _item(tx: Transaction, item: Item, now: datetime, names: _Names) -> dict[str, Any]:
     mapping = names.mappings[item.cloud_mapping_id]
     policy = names.policies[mapping.policy_id]
-    rpo = None if item.last_point_time is None else max(0.0, (now - item.last_point_time).total_seconds())
+    rpo = None
+    if item.last_point_time is not None and item.state in MEASURED:
+        rpo = max(0.0, (now - item.last_point_time).total_seconds())
     reasons = health(item, names.nodes, policy.policy, now)
     writable = items.writable(tx, item.id)
     running = jobs.active_change(tx, item.id)

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +44,7 @@ EXECUTOR: Final = "secondsite"
 VERSION: Final = "1"
 """Of the workflows' shape. Raise it only together with a way to end what began under the old one."""
 SCHEMA: Final = "secondsite_workflows"
+LET_GO_S: Final = 10.0
 
 WORKFLOWS: Final[Mapping[str, Callable[[Run], None]]] = {
     ENABLE: enable,
@@ -73,6 +75,8 @@ class Engine:
         self._stopping = threading.Event()
         self._ctx: Context | None = None
         self._functions: dict[str, Callable[[str], None]] = {}
+        self._running = 0
+        self._idle = threading.Condition()
 
     def start(self, ctx: Context) -> None:
         """Begin: unfinished workflows go on, jobs that never started begin."""
@@ -97,27 +101,42 @@ class Engine:
             DBOS.start_workflow(self._functions[operation], job_id)
 
     def close(self) -> None:
-        """Let running steps go; they are repeated after the next start."""
+        """Interrupt what runs, wait until it has let go, and end; it goes on after the next start."""
         self._stopping.set()
         if self._ctx is not None:
             self._ctx.store.bell.ring()
+        with self._idle:
+            if not self._idle.wait_for(lambda: self._running == 0, LET_GO_S):
+                log.warning("%d workflows did not let go; they go on after the next start", self._running)
         DBOS.destroy(destroy_registry=True)
 
     def _register(self, operation: str, workflow: Callable[[Run], None]) -> Callable[[str], None]:
         def run_job(job_id: str) -> None:
             assert self._ctx is not None
             run = Run(self._ctx, DbosSteps(), JobId(job_id), self._stopping, self._speed)
-            try:
-                workflow(run)
-            except Interrupted:
-                raise
-            except Exception as error:
-                # A bug, or a database that is gone for good. The job must not look as if it ran.
-                log.exception("the workflow of job %s broke", job_id)
-                _break(run, operation, error)
+            with self._counted():
+                try:
+                    workflow(run)
+                except Exception as error:
+                    if self._stopping.is_set():
+                        raise Interrupted from error
+                    # A bug. The job must not look as if it ran.
+                    log.exception("the workflow of job %s broke", job_id)
+                    break_off(run, operation, error)
 
         run_job.__qualname__ = run_job.__name__ = operation
         return DBOS.workflow(name=operation, max_recovery_attempts=None)(run_job)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._idle:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
 
     def _config(self) -> DBOSConfig:
         config: DBOSConfig = {
@@ -143,7 +162,8 @@ def engine_url(data_dir: Path, database: sa.URL) -> sa.URL:
     return sa.make_url(f"sqlite:///{data_dir / 'workflows.sqlite'}")
 
 
-def _break(run: Run, operation: str, error: Exception) -> None:
+def break_off(run: Run, operation: str, error: Exception) -> None:
+    """End a job whose workflow broke by a bug, so that it does not look as if it ran."""
     failure = SecondSiteError(
         f"the workflow broke: {type(error).__name__}: {error}",
         hint="this is a bug of the service: its log has the traceback",

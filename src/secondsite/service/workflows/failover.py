@@ -59,6 +59,7 @@ def planned_failover(run: Run) -> None:
             {"shutdown_timeout_s": _shutdown_timeout(facts)},
             limit=_prepare_limit(facts),
         )
+        _must_name_its_point(prepared)
     except SecondSiteError as error:
         if error.attributes.get("withdrawn"):
             _rolled_back(run, error, "nothing was changed")
@@ -109,6 +110,13 @@ def _prepare_limit(facts: Json) -> Limit:
     return Limit(limit.delivery_s, limit.total_s + _shutdown_timeout(facts), limit.withdraw)
 
 
+def _must_name_its_point(prepared: Json) -> None:
+    if not isinstance(prepared.get("sequence"), int) or not isinstance(prepared.get("digest"), str):
+        raise RemoteError(
+            {"code": "unsupported", "message": f"the source does not say which point it sealed: {prepared}"}
+        )
+
+
 def _start_replica(run: Run, facts: Json, prepared: Json, networks: Json) -> Json:
     started = run.command(
         START,
@@ -153,7 +161,6 @@ def _take_over(run: Run, facts: Json, prepared: Json, started: Json) -> None:
             },
             "demotion": {"node": facts["source"], "new_epoch": epoch, "job": run.job_id, "attempt": 0},
             "last_failover_time": now,
-            "last_sequence": prepared["sequence"],
             "error": None,
         }
 

@@ -35,7 +35,7 @@ def commit(run: Run) -> None:
 
     def settled(tx: Transaction, item: Item) -> Json:
         points.remove_all(tx, item.id)
-        return {}
+        return {"last_sequence": None, "last_point_time": None}
 
     run.finish(
         Event.SUCCEEDED,
