@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +16,7 @@ from secondsite.journal import Journal
 from secondsite.model.ids import Epoch, Sequence
 from secondsite.model.policy import Policy
 from support.journals import START, VDA, VDB, Model, digest_of
-from support.power import AFTERMATHS, PowerCutError, power, unsynced
+from support.power import AFTERMATHS, PowerCutError, fingerprint, power, unsynced
 
 pytestmark = pytest.mark.fault
 
@@ -136,18 +137,24 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_cut_at_any_step_keeps_every_point(tmp_path: Path, name: str) -> None:
+def test_a_cut_at_any_step_keeps_every_point(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = CASES[name]
+    seen: set[object] = set()
+    monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=4))  # so that states can be recognized
     with unsynced():
         model, journal = case.prepare(tmp_path / "prepared" / "j")
         journal.close()
-        steps = _run(tmp_path, case, model, None)
+        steps = _run(tmp_path, case, model, None, seen)
         assert steps > 2
         for step in range(steps):
-            _run(tmp_path, case, model, step)
+            _run(tmp_path, case, model, step, seen)
+        assert len(seen) > 3
 
 
-def _run(tmp_path: Path, case: Case, before: Model, cut_at: int | None) -> int:
+def _run(tmp_path: Path, case: Case, before: Model, cut_at: int | None, seen: set[object]) -> int:
+    """Cut once and check all states that were not seen before; return the number of steps."""
     place = tmp_path / "place"
     shutil.copytree(tmp_path / "prepared", place)
     model = copy.deepcopy(before)
@@ -161,7 +168,11 @@ def _run(tmp_path: Path, case: Case, before: Model, cut_at: int | None) -> int:
     for kind in AFTERMATHS:
         target = tmp_path / "after"
         try:
-            _check(supply.aftermath(kind, target), case, before, model)
+            root = supply.aftermath(kind, target)
+            state = (fingerprint(root), model.sequence, model.epoch)
+            if state not in seen:
+                seen.add(state)
+                _check(root, case, before, model)
         except BaseException as error:
             error.add_note(f"cut at step {cut_at}, aftermath: {kind}")
             raise

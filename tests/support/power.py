@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from blake3 import blake3
 
 from secondsite import durable
 from secondsite.blocks import DigestTable
@@ -149,3 +150,17 @@ def unsynced() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda fd: None)
         yield
+
+
+def fingerprint(root: Path) -> bytes:
+    """Return what tells two states apart; the random ends of temporary names do not."""
+    hasher = blake3()
+    found = sorted(
+        (str(path.relative_to(root)).partition(durable.TEMPORARY_MARK)[0], path)
+        for path in root.rglob("*")
+        if path.is_file()
+    )
+    for name, path in found:
+        data = path.read_bytes()
+        hasher.update(f"{name} {durable.TEMPORARY_MARK in path.name} {len(data)}\0".encode() + data)
+    return hasher.digest()
