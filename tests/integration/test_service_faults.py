@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import sqlite3
 import ssl
+import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from secondsite.errors import RemoteError, UnauthenticatedError, UnavailableError
-from secondsite.service.daemon import Options, Service
+from secondsite.errors import (
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    RemoteError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from secondsite.service.daemon import Options, Service, init
 from secondsite.ship.client import Endpoint, JsonClient
 from secondsite.ship.identity import SERVICE, CaOnly, CertificateAuthority
 from support.private_postgres import PrivatePostgres
@@ -221,8 +233,6 @@ def test_a_second_service_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     try:
         process.init()
         process.start()
-        from secondsite.errors import ConflictError
-
         second = Service(process.data_dir, Options(("127.0.0.1", 0), ("127.0.0.1", 0)))
         with pytest.raises(ConflictError):
             second.start()
@@ -236,3 +246,72 @@ def test_a_machine_of_another_name_is_protected_beside_the_first(calm: TwoSites)
     job = calm.job(calm.post("/items", vm="db-1", name="database"))
     assert job["state"] == "Succeeded"
     assert [item["name"] for item in calm.get("/items")] == ["database", "web-1"]
+
+
+# -- in one process ----------------------------------------------------------------------------------------
+
+
+def test_a_service_starts_and_stops_more_than_once_in_a_process(tmp_path: Path) -> None:
+    init(tmp_path / "data", "test")
+    options = Options(("127.0.0.1", 0), ("127.0.0.1", 0), monitor_every_s=0.05)
+    threads = {thread.name for thread in threading.enumerate()}
+    for _ in range(2):
+        service = Service(tmp_path / "data", options)
+        service.start()
+        context = ssl.create_default_context(cafile=service.addresses["ca"])
+        with httpx.Client(verify=context) as client:
+            assert client.get(f"{service.addresses['url']}/health").status_code == 200
+        service.stop()
+        left = {thread.name for thread in threading.enumerate()} - threads
+        assert not {name for name in left if name.startswith(("people", "https", "monitor", "service-lock"))}
+
+
+def test_a_start_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    init(tmp_path / "data", "test")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        options = Options(("127.0.0.1", taken.getsockname()[1]), ("127.0.0.1", 0))
+        with pytest.raises(UnavailableError, match="cannot listen"):
+            Service(tmp_path / "data", options).start()
+    service = Service(tmp_path / "data", Options(("127.0.0.1", 0), ("127.0.0.1", 0)))
+    service.start()
+    service.stop()
+
+
+def test_a_folder_or_a_database_takes_one_vault(tmp_path: Path) -> None:
+    first = init(tmp_path / "data", "test")
+    assert first.token.startswith("sst_")
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "data/ca/ca.key").stat().st_mode) == 0o600
+    with pytest.raises(ConflictError, match="holds a vault already"):
+        init(tmp_path / "data", "again")
+    with pytest.raises(ConflictError):
+        init(tmp_path / "other", "again", f"sqlite:///{tmp_path / 'data/secondsite.sqlite'}")
+    with pytest.raises(InvalidInputError, match="not a supported database"):
+        init(tmp_path / "third", "test", "mysql://x/y")
+    with pytest.raises(NotFoundError, match="holds no vault"):
+        Service(tmp_path / "third").start()
+
+
+def test_an_init_that_was_cut_can_be_done_again(tmp_path: Path) -> None:
+    first = init(tmp_path / "data", "test")
+    (tmp_path / "data/settings.json").unlink()  # what `init` writes last
+    second = init(tmp_path / "data", "test")
+    assert second.token != first.token
+    assert second.ca_fingerprint != first.ca_fingerprint
+
+
+def test_the_workflows_records_are_json(tmp_path: Path) -> None:
+    """Who can write pickles into a database can run code in who reads it."""
+    with two_sites(tmp_path) as sites:
+        sites.protect()
+        assert sites.service.stop() == 0
+        with sqlite3.connect(sites.service.data_dir / "workflows.sqlite") as records:
+            rows = records.execute("SELECT inputs, output, error FROM workflow_status").fetchall()
+            rows += records.execute("SELECT output, error, NULL FROM operation_outputs").fetchall()
+        records.close()
+        values = [value for row in rows for value in row if value is not None]
+        assert len(values) > 5
+        for value in values:
+            json.loads(value)
+        key = sites.a.args("source.start")["digest_key"]
+        assert not [value for value in values if key in value]
