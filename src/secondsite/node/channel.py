@@ -65,7 +65,8 @@ class Channel:
         self._wake_report.set()
         self._client.close()
         for thread in self._threads:
-            thread.join(5)
+            # A poll may hang for as long as the service holds it. It owns nothing that must be put away.
+            thread.join(0.1 if thread.name == "poll_loop" else 5)
 
     # -- answers (the executor's port) ---------------------------------------------------------------------
 

@@ -100,15 +100,16 @@ class Executor:
 
     def submit(self, command: Command) -> None:
         """Run the command unless it runs already; answer at once if its result is kept."""
-        kept = self._kept(command.id)
-        if kept is not None:
-            self._answers.result(command.id, kept)
-            return
         with self._lock:
             if command.id in self._running:
                 return
-            self._running.add(command.id)
-        self._pool.submit(self._run, command)
+            # Asked for only now: a run leaves its result before it leaves the running ones.
+            kept = self._kept(command.id)
+            if kept is None:
+                self._pool.submit(self._run, command)
+                self._running.add(command.id)
+        if kept is not None:
+            self._answers.result(command.id, kept)
 
     def close(self) -> None:
         """Wait for what runs; start nothing more."""
@@ -173,7 +174,7 @@ class Executor:
         return report
 
     def _path(self, command: CommandId) -> Path:
-        return self._folder / f"{command.replace(':', '_')}.json"
+        return self._folder / f"{command}.json"
 
     def _kept(self, command: CommandId) -> dict[str, Any] | None:
         try:

@@ -78,6 +78,16 @@ def test_lost_tracking_is_repaired_by_compare_and_ships_only_what_differs(world:
     assert world.run().kind is PointKind.DELTA
 
 
+def test_what_a_failed_cycle_shipped_is_counted_too(world: World) -> None:
+    world.run()
+    change(world, b"u")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.link, "seal", world.link.seal)
+        _fail_after(world, world.link, "seal", restart=False)
+    world.run()
+    assert world.items.get(ITEM).counters["bytes_shipped"] == world.sent
+
+
 def test_an_epoch_that_moved_on_ends_replication(world: World) -> None:
     world.run()
     world.journal.raise_epoch(Epoch(2))
@@ -145,7 +155,7 @@ def _seal_unseen(world: World, fill: bytes) -> None:
     _fail_after(world, world.link, "seal")
 
 
-def _fail_after(world: World, link: object, name: str) -> None:
+def _fail_after(world: World, link: object, name: str, *, restart: bool = True) -> None:
     """Run a cycle in which the answer of the call is lost; then both nodes restart."""
     real = getattr(link, name)
 
@@ -156,7 +166,8 @@ def _fail_after(world: World, link: object, name: str) -> None:
     setattr(link, name, lost)
     with pytest.raises(UnavailableError):
         world.run()
-    world.restart()
+    if restart:
+        world.restart()
 
 
 CASES: dict[str, Callable[[World], None]] = {

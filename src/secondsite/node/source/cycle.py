@@ -120,7 +120,13 @@ class Cycle:
         self._certain = False
         self._clean_spool()
         record = self._ports.items.get(self._item)
-        outcome = self._cycle(record, sender, consistency, started)
+        wire_before = sender.progress.view().wire
+        try:
+            outcome = self._cycle(record, sender, consistency, started, wire_before)
+        finally:
+            # Also what a cycle shipped in vain: these bytes are what the link carried.
+            shipped = sender.progress.view().wire - wire_before
+            self._ports.items.count(self._item, "bytes_shipped", shipped)
         self._certain = True
         return outcome
 
@@ -188,10 +194,14 @@ class Cycle:
     # -- one cycle -------------------------------------------------------------------------------------
 
     def _cycle(
-        self, record: ItemRecord, sender: Sender, consistency: Consistency, started: float
+        self,
+        record: ItemRecord,
+        sender: Sender,
+        consistency: Consistency,
+        started: float,
+        wire_before: int,
     ) -> CycleOutcome:
         capture = self._ports.capture(record)
-        wire_before = sender.progress.view().wire
         name = f"ss-{uuid.uuid4().hex[:12]}"
         with ExitStack() as stack:
             snapshot, record = self._snapshot(stack, capture, record, name)
@@ -215,8 +225,6 @@ class Cycle:
         capture.forget(keep={promise.checkpoint} - {""})
         changed = sum(disk.changed for disk in parts.values())
         self._ports.items.count(record.item, "bytes_changed", changed)
-        shipped = sender.progress.view().wire - wire_before
-        self._ports.items.count(record.item, "bytes_shipped", shipped)
         self._ports.items.count(record.item, "cycles")
         return CycleOutcome(
             self.kind,
@@ -224,7 +232,7 @@ class Cycle:
             digest,
             manifest.time,
             changed,
-            shipped,
+            sender.progress.view().wire - wire_before,
             self._ports.monotonic() - started,
         )
 
@@ -253,9 +261,7 @@ class Cycle:
         budget = SpoolBudget(INITIAL_BATCH)
         for disk in record.disks:
             state = result[disk] = _DiskParts(snapshot.disks[disk].size)
-            produced = self._produce(
-                snapshot, disk, tables, Mode.COMPARE, budget, sender.suggested_part_size()
-            )
+            produced = self._produce(sender, snapshot, disk, tables, Mode.COMPARE, budget)
             for batch in _batches(produced, INITIAL_BATCH // 2):
                 sender.send([_outgoing(part) for part in batch], lambda sent: _spooled_away(budget, sent))
                 promise = PendingRecord.of(Sequence(0), Digest(""), "", batch)
@@ -277,13 +283,12 @@ class Cycle:
         if mode is Mode.COMPARE:
             self._ports.items.count(record.item, "resyncs")
         budget = SpoolBudget(4 * PART_DATA_MAX)
-        part_size = sender.suggested_part_size()
         kept: list[Part] = []
         result = {disk: _DiskParts(snapshot.disks[disk].size) for disk in record.disks}
 
         def parts() -> Iterator[Outgoing]:
             for disk in record.disks:
-                for part in self._produce(snapshot, disk, tables, mode, budget, part_size):
+                for part in self._produce(sender, snapshot, disk, tables, mode, budget):
                     state = result[disk]
                     (state.logs if part.kind == "hrl" else state.zeros).append(
                         FileRef(part.digest, part.length)
@@ -299,12 +304,12 @@ class Cycle:
 
     def _produce(
         self,
+        sender: Sender,
         snapshot: Snapshot,
         disk: DiskKey,
         tables: Mapping[DiskKey, DigestTable],
         mode: Mode,
         budget: SpoolBudget,
-        part_size: int,
     ) -> Iterator[Part]:
         return produce(
             snapshot.disks[disk],
@@ -314,10 +319,11 @@ class Cycle:
             self._spool,
             digest_key=self._ports.items.get(self._item).key,
             time=snapshot.time,
-            part_size=part_size,
+            part_size=sender.suggested_part_size(),
             budget=budget,
             progress=self._ports.progress,
-            cancelled=self._ports.cancelled,
+            # After an error nothing is sent any more, so nothing would make room in the spool.
+            cancelled=lambda: self._ports.cancelled() or sender.failing,
         )
 
     def _manifest(
