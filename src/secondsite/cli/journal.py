@@ -75,7 +75,7 @@ def list_points(folder: Folder, as_json: Json = False) -> None:
 @app.command(epilog="Example: secondsite journal verify /var/lib/secondsite/journals/6f1f4a3e-...")
 def verify(folder: Folder, run_dir: RunDir = None, as_json: Json = False) -> None:
     """Compare everything in a journal with its digests. Exit code 1 if anything is damaged."""
-    with reporting(as_json=as_json), _bases(run_dir) as open_base:
+    with reporting(as_json=as_json), _bases(folder, run_dir) as open_base:
         results = [_verify(path, open_base, as_json=as_json) for path in _journals(folder)]
     sound = not any(result["findings"] for result in results)
     if as_json:
@@ -110,7 +110,7 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Write the disks of a point to images, each byte compared with its digest. On damage nothing is left behind."""
-    with reporting(as_json=as_json), _bases(run_dir) as open_base:
+    with reporting(as_json=as_json), _bases(folder, run_dir) as open_base:
         if sequence is not None and time is not None:
             raise InvalidInputError("choose a point by --sequence or by --time, not by both")
         journal = Journal.open(_one_journal(folder), writable=False, open_base=open_base)
@@ -330,21 +330,31 @@ def _comparing(bar: Progress) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def _bases(run_dir: Path | None) -> Iterator[OpenBase]:
-    """Give the factory of bases. Images are served by a qemu-nbd of a running node (`run_dir`), or by one of our
-    own, in a folder of its own, which ends with the command."""
+def _bases(folder: Path, run_dir: Path | None) -> Iterator[OpenBase]:
+    """Give the factory of bases.
+
+    Images are served by a qemu-nbd of a running node (in `run_dir`, or found beside the journals), or by one of our
+    own, in a folder of its own, which ends with the command.
+    """
     used: set[Path] = set()
     own: list[Path] = []
 
     def open_base(spec: BaseSpec, writable: bool) -> Base:
         if spec.kind == "raw":
             return open_raw_base(spec, writable)
-        from secondsite.nbd.image import base_opener
+        from secondsite.nbd.image import base_opener, is_served
 
-        if run_dir is None and not own:
+        if run_dir is not None:
+            return base_opener(run_dir)(spec, writable)
+        # A node links its own folder of sockets beside its journals.
+        linked = folder.absolute()
+        for candidate in (linked.parent / "run", linked.parent.parent / "run"):
+            if is_served(spec.path, candidate):
+                return base_opener(candidate.resolve())(spec, writable)
+        if not own:
             own.append(Path(tempfile.mkdtemp(prefix="secondsite-")))
         used.add(spec.path)
-        return base_opener(run_dir or own[0])(spec, writable)
+        return base_opener(own[0])(spec, writable)
 
     try:
         yield open_base

@@ -292,8 +292,7 @@ class Demo:
     def _extract(self, site: str, sequence: int) -> list[Path]:
         """Get a point's disks with the stand-alone command, which knows nothing but the journal's folder."""
         folder = self._folder / f"point-{site}-{sequence}"
-        run = Path(self._lab["sites"][site]["node_state"]) / "run"
-        journal = [str(self._journal(site)), "--sequence", str(sequence), "--run-dir", str(run)]
+        journal = [str(self._journal(site)), "--sequence", str(sequence)]
         self._cli("journal", "extract", *journal, "--output", str(folder))
         return [folder / f"{disk}.raw" for disk in DISKS]
 

@@ -23,7 +23,7 @@ from secondsite.journal.base import Base, BaseSpec, OpenBase, open_raw_base
 from secondsite.nbd.image_base import ImageBase
 from secondsite.nbd.qemu_nbd import ImageServer, answers
 
-__all__ = ["ImageBase", "ImageServer", "base_opener", "shared_image", "stop_shared"]
+__all__ = ["ImageBase", "ImageServer", "base_opener", "is_served", "shared_image", "stop_shared"]
 
 LOCK_TIMEOUT_S: Final = 120.0
 """Longer than a start and a stop of a server together, so waiting for another process succeeds."""
@@ -133,6 +133,14 @@ def stop_shared(path: Path, run_dir: Path) -> None:
     with FileLock(shared.lock, timeout_s=LOCK_TIMEOUT_S):
         shared.state.unlink(missing_ok=True)
         shared.server("raw", writable=False).stop()
+
+
+def is_served(path: Path, run_dir: Path) -> bool:
+    """Whether a shared qemu-nbd of `run_dir` serves the image now."""
+    if not run_dir.is_dir():
+        return False
+    shared = _Shared(path, run_dir)
+    return shared.served() is not None and answers(shared.socket, ANSWER_TIMEOUT_S)
 
 
 def base_opener(run_dir: Path) -> OpenBase:

@@ -95,3 +95,8 @@ class Folders:
             folder.mkdir(parents=True, exist_ok=True)
         (self.storage / "secondsite" / "journals").mkdir(parents=True, exist_ok=True)
         (self.storage / "secondsite" / "replicas").mkdir(parents=True, exist_ok=True)
+        # So that the stand-alone commands find the image servers that run, given a journal's folder alone.
+        link = self.storage / "secondsite" / "run"
+        if not link.is_symlink() or link.readlink() != self.run.absolute():
+            link.unlink(missing_ok=True)
+            link.symlink_to(self.run.absolute())
