@@ -55,6 +55,7 @@ def follow(api: ApiClient, job_id: str) -> dict[str, Any]:
             job = _ask(api, job_id)
             for task in job.get("tasks", []):
                 _show(bars, shown, task)
+            bars.refresh()  # what was there only between two pictures is seen, too
             if job["state"] in ENDED:
                 return job
             time.sleep(POLL_S)

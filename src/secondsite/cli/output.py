@@ -42,6 +42,8 @@ _DISTRIBUTION: Final[Mapping[str, str]] = {"libvirt": "python3-libvirt", "nbd": 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 
+PIPE_WIDTH: Final = 10_000
+
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -61,20 +63,25 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], *, 
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title, _ in columns:
-        table.add_column(title)
+        table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(*(escape(_cell(value(row))) for _, value in columns))
-    out.print(table)
+    _print_table(table)
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:
     """Print one thing as lines "name  value"."""
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in fields.items():
         table.add_row(name.replace("_", " "), escape(_cell(value)))
-    out.print(table)
+    _print_table(table)
+
+
+def _print_table(table: Table) -> None:
+    # A name or an id that is cut off can't be used: a terminal folds it, and a pipe gets lines as long as they are.
+    (out if out.is_terminal else Console(width=PIPE_WIDTH, highlight=False)).print(table)
 
 
 def human_bytes(count: float | None) -> str:

@@ -8,6 +8,7 @@ import typer
 
 from secondsite.cli.client import connect
 from secondsite.cli.output import Json, err, out, print_fields, print_json, print_rows, reporting
+from secondsite.errors import InvalidInputError
 
 vaults = typer.Typer(no_args_is_help=True)
 sites = typer.Typer(no_args_is_help=True)
@@ -353,11 +354,12 @@ def map_network(
 ) -> None:
     """Say where interfaces on a network are attached at the other site."""
     with reporting(as_json=as_json):
+        (source_site, source_network), (target_site, target_network) = _place(source), _place(target)
         body = {
-            "source_site": source.partition("/")[0],
-            "source_network": source.partition("/")[2],
-            "target_site": target.partition("/")[0],
-            "target_network": target.partition("/")[2],
+            "source_site": source_site,
+            "source_network": source_network,
+            "target_site": target_site,
+            "target_network": target_network,
             "test_network": test_network,
         }
         _done(connect().post("/network-mappings", body), f"{source} is mapped to {target}", as_json=as_json)
@@ -370,3 +372,10 @@ def unmap_network(
     """Remove a network mapping."""
     with reporting(as_json=as_json):
         _done(connect().delete(f"/network-mappings/{mapping}"), "mapping removed", as_json=as_json)
+
+
+def _place(text: str) -> tuple[str, str]:
+    site, _, network = text.partition("/")
+    if not site or not network:
+        raise InvalidInputError(f"not a network of a site: {text!r}", hint="expected SITE/NETWORK")
+    return site, network
