@@ -147,7 +147,8 @@ class Executor:
         if command.item is None:
             return handler(command, self._progress(command))
         with self._items.lock(command.item):
-            record = self._items.find(command.item)
+            # A damaged record has no epoch to compare: handlers refuse it, but for those that remove it.
+            record = None if command.item in self._items.damaged else self._items.find(command.item)
             # A role change that is repeated after a crash finds the epoch raised by its own first run.
             epoch = max(command.epoch, int(command.args.get("new_epoch") or 0))
             if record is not None and epoch < record.epoch:

@@ -20,12 +20,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+import blake3
+import structlog
+
 from secondsite import durable
 from secondsite.errors import ConflictError, CorruptError, NotFoundError, StaleEpochError
 from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId, NodeId, Sequence, parse_item_id
 from secondsite.model.policy import Policy
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
 class Role(StrEnum):
@@ -103,14 +108,15 @@ class ItemRecord:
         return bytes.fromhex(self.digest_key)
 
     def to_json(self) -> str:
-        """Return the record as JSON text."""
-        return json.dumps(asdict(self), sort_keys=True, indent=1)
+        """Return the record as JSON text, with a checksum: a flipped bit must not make an older epoch of it."""
+        fields = asdict(self)
+        return json.dumps({**fields, "checksum": _checksum(fields)}, sort_keys=True, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> ItemRecord:
         """Parse what `to_json` wrote; CorruptError if it is anything else."""
         try:
-            fields: dict[str, Any] = json.loads(text)
+            fields = _checked(json.loads(text))
             return cls(
                 **{
                     **fields,
@@ -130,6 +136,16 @@ class ItemRecord:
             ) from error
 
 
+def _checksum(fields: Mapping[str, Any]) -> str:
+    return blake3.blake3(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _checked(fields: dict[str, Any]) -> dict[str, Any]:
+    if fields.pop("checksum") != _checksum(fields):
+        raise ValueError("its checksum is wrong")
+    return fields
+
+
 def _optional(kind: Callable[..., T], fields: dict[str, Any] | None) -> T | None:
     return None if fields is None else kind(**fields)
 
@@ -142,10 +158,16 @@ class ItemStore:
         self._lock = threading.RLock()
         self._item_locks: dict[ItemId, threading.RLock] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        self._records = {
-            parse_item_id(path.parent.name): ItemRecord.from_json(path.read_text())
-            for path in sorted(folder.glob("*/record.json"))
-        }
+        self._records: dict[ItemId, ItemRecord] = {}
+        self.damaged: dict[ItemId, CorruptError] = {}
+        """Items whose record does not parse: nothing may be done with them but `remove`."""
+        for path in sorted(folder.glob("*/record.json")):
+            item = parse_item_id(path.parent.name)
+            try:
+                self._records[item] = ItemRecord.from_json(path.read_text(errors="replace"))
+            except CorruptError as error:
+                log.exception("an item's record is damaged", item=item)
+                self.damaged[item] = error
 
     def folder(self, item: ItemId) -> Path:
         """Return the item's folder (it may not exist yet)."""
@@ -162,9 +184,15 @@ class ItemStore:
             return list(self._records.values())
 
     def find(self, item: ItemId) -> ItemRecord | None:
-        """Return the item's record or None."""
+        """Return the item's record or None; CorruptError if it is damaged: what its role was, nobody knows."""
         with self._lock:
+            self._check(item)
             return self._records.get(item)
+
+    def _check(self, item: ItemId) -> None:
+        error = self.damaged.get(item)
+        if error is not None:
+            raise CorruptError(error.message, hint=error.hint, item=item)
 
     def get(self, item: ItemId) -> ItemRecord:
         """Return the item's record; NotFoundError if this node knows nothing of it."""
@@ -176,6 +204,7 @@ class ItemStore:
     def put(self, record: ItemRecord) -> ItemRecord:
         """Write a record. Its epoch may not be older than the one that stands."""
         with self._lock:
+            self._check(record.item)
             before = self._records.get(record.item)
             if before is not None and record.epoch < before.epoch:
                 raise StaleEpochError(
@@ -205,10 +234,19 @@ class ItemStore:
                 counters = {**record.counters, counter: record.counters.get(counter, 0) + by}
                 self._records[item] = replace(record, counters=counters)
 
+    def forget_damaged(self, item: ItemId) -> bool:
+        """Remove the item if its record is damaged, and say whether it was. For the commands that end a protection."""
+        with self._lock:
+            if item not in self.damaged:
+                return False
+            self.remove(item)
+            return True
+
     def remove(self, item: ItemId) -> None:
         """Forget the item and remove its folder. Idempotent."""
         with self._lock:
             self._records.pop(item, None)
+            self.damaged.pop(item, None)
             durable.remove_tree(self.folder(item))
 
 

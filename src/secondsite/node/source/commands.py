@@ -158,6 +158,8 @@ class SourceCommands:
     def stop(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Forget the item; the machine stays as it is, without our checkpoints."""
         item = _item(command)
+        if self.items.forget_damaged(item):
+            return {}
         record = self.items.find(item)
         if record is None:
             return {}

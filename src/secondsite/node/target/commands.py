@@ -181,6 +181,9 @@ class TargetCommands:
     def remove(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Forget the item on the target's side; with `delete_replica`, old disks that served as base go, too."""
         item = _item(command)
+        if item in self.items.damaged:
+            self.journals.delete(item, remove_images=False)
+            self.items.forget_damaged(item)
         record = self.items.find(item)
         if record is None:
             return {}
@@ -199,6 +202,7 @@ class TargetCommands:
     def remove_standby(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Forget the item where its machine used to run; the machine is kept, off, unless `delete_replica`."""
         item = _item(command)
+        self.items.forget_damaged(item)
         record = self.items.find(item)
         if record is None:
             return {}
