@@ -429,6 +429,17 @@ def test_points_follow_the_journal(store: Store) -> None:
             points.get(tx, item, 1)
 
 
+def test_many_points_are_added_and_removed_at_once(store: Store) -> None:
+    item = given_item(store)
+    many = [Point(item, number, 1, NOW, "d", "delta", "crash", None) for number in range(1, 5001)]
+    with store.transaction() as tx:
+        points.add(tx, many)
+    with store.transaction() as tx:
+        points.remove(tx, item, set(range(1, 4999)))
+    with store.reading() as tx:
+        assert points.sequences(tx, item) == {4999, 5000}
+
+
 # -- one service per database ------------------------------------------------------------------------------
 
 

@@ -158,6 +158,27 @@ def test_the_story_holds_on_postgresql_with_kill_9(tmp_path: Path) -> None:
         server.close()
 
 
+def test_a_service_whose_database_goes_away_ends_and_goes_on_after_the_next_start(tmp_path: Path) -> None:
+    server = PrivatePostgres()
+    try:
+        with two_sites(tmp_path, server.new_database()) as sites:
+            sites.protect()
+            reached = sites.b.hold("target.failover")
+            job = sites.post("/items/web-1/planned-failover")
+            assert reached.wait(20)
+            server.stop()
+            assert sites.service.process is not None
+            assert sites.service.process.wait(60) != 0
+            assert "the lock on the database was lost" in sites.service.log()
+            server.start()
+            sites.b.let_go("target.failover")
+            sites.service.start()
+            assert sites.job(job)["state"] == "Succeeded"
+            assert all(count == 1 for each in sites.nodes for count in each.ran.values())
+    finally:
+        server.close()
+
+
 # -- who may call ------------------------------------------------------------------------------------------
 
 

@@ -106,6 +106,8 @@ class Service:
     addresses: dict[str, Any] = field(default_factory=dict, init=False)
     lost: threading.Event = field(default_factory=threading.Event, init=False)
     """Set when the service must stop by itself: its lock on the database is gone."""
+    stopping: threading.Event = field(default_factory=threading.Event, init=False)
+    """Set when it must stop, for whatever reason; `run` waits for it."""
 
     def start(self) -> None:
         """Start everything; what was started is stopped again if a later part fails."""
@@ -125,7 +127,7 @@ class Service:
         credentials = authority.issue_credentials(SERVICE, folder.tls, names=_names(options))
         store = Store.open(database.render_as_string(hide_password=False))
         self._parts.append(store.close)
-        held = ServiceLock(store, self.lost.set)
+        held = ServiceLock(store, self._lose)
         held.acquire(wait=options.standby)
         self._parts.append(held.release)
         with store.reading() as tx:
@@ -152,6 +154,10 @@ class Service:
         monitor.start()
         self._parts.append(monitor.close)
         self._tell(folder, authority, people.address, nodes.address)
+
+    def _lose(self) -> None:
+        self.lost.set()
+        self.stopping.set()
 
     def stop(self) -> None:
         """Stop everything, the last started first. Workflows go on at the next start."""
@@ -180,10 +186,14 @@ class Service:
 def run(
     data_dir: Path, options: Options | None = None, *, ready: Callable[[dict[str, Any]], None] | None = None
 ) -> None:
-    """Run a service until SIGTERM or SIGINT. `ready` is called with its addresses once it listens."""
+    """Run a service until SIGTERM or SIGINT. `ready` is called with its addresses once it listens.
+
+    Raises:
+        UnavailableError: the connection that holds the database's lock broke. Start again: what ran goes on.
+    """
     service = Service(data_dir, options or Options())
     previous = {
-        number: signal.signal(number, lambda *_: service.lost.set())
+        number: signal.signal(number, lambda *_: service.stopping.set())
         for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
@@ -191,11 +201,16 @@ def run(
         log.info("the service listens: %s", service.addresses)
         if ready is not None:
             ready(service.addresses)
-        service.lost.wait()
+        service.stopping.wait()
     finally:
         service.stop()
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if service.lost.is_set():
+        raise UnavailableError(
+            "the lock on the database was lost, so the service ended",
+            hint="start it again when the database is back",
+        )
 
 
 class PeopleServer:

@@ -276,6 +276,9 @@ def test_the_source_is_released_only_after_the_target_gave_up_its_replica(world:
         "source.release",
     ]
     assert world.args["target.abandon"] == {"epoch": 2}
+    with world.store.reading() as tx:
+        waits = [event for event in events.listed(tx) if event.code == "give-up-waits"]
+    assert [event.severity for event in waits] == ["critical"]
     assert world.args["source.release"] == {"epoch": 2}
     assert job.error is not None
     assert job.error["message"] == "no memory"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -11,6 +12,9 @@ from secondsite.service.store import rows
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Point
 from secondsite.service.store.tables import points
+
+AT_ONCE: Final = 1000
+"""Rows per statement: SQLite takes at most 32766 parameters, and a journal may hold a million points."""
 
 
 def sequences(tx: Transaction, item_id: ItemId) -> set[int]:
@@ -21,7 +25,7 @@ def sequences(tx: Transaction, item_id: ItemId) -> set[int]:
 
 def add(tx: Transaction, new: Sequence[Point]) -> None:
     """Add points."""
-    if new:
+    for first in range(0, len(new), AT_ONCE):
         tx.execute(
             sa.insert(points).values(
                 [
@@ -35,7 +39,7 @@ def add(tx: Transaction, new: Sequence[Point]) -> None:
                         "consistency": point.consistency,
                         "changed": point.changed,
                     }
-                    for point in new
+                    for point in new[first : first + AT_ONCE]
                 ]
             )
         )
@@ -43,8 +47,10 @@ def add(tx: Transaction, new: Sequence[Point]) -> None:
 
 def remove(tx: Transaction, item_id: ItemId, gone: set[int]) -> None:
     """Forget points that the journal gave up."""
-    if gone:
-        tx.execute(sa.delete(points).where(points.c.item_id == item_id, points.c.sequence.in_(sorted(gone))))
+    ordered = sorted(gone)
+    for first in range(0, len(ordered), AT_ONCE):
+        some = ordered[first : first + AT_ONCE]
+        tx.execute(sa.delete(points).where(points.c.item_id == item_id, points.c.sequence.in_(some)))
 
 
 def remove_all(tx: Transaction, item_id: ItemId) -> None:

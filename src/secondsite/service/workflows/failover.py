@@ -205,6 +205,12 @@ def _give_up(run: Run, facts: Json) -> None:
         except SecondSiteError as error:
             attempt += 1
             log.warning("%s: the target cannot give up its replica yet: %s", facts["name"], error.message)
+            run.change(
+                "give-up-waits",
+                f"runs nowhere: {facts['target_name']} must first confirm that no replica runs there ({error.message})",
+                lambda _tx, _item: {},
+                severity=Severity.CRITICAL,
+            )
             _pause(run, f"give up {attempt}", min(60.0, 2.0**attempt))
         else:
             break

@@ -296,9 +296,14 @@ class Run:
     # -- transitions ---------------------------------------------------------------------------------------
 
     def change(
-        self, name: str, message: str, action: Callable[[Transaction, Item], Json | None], **details: Any
+        self,
+        name: str,
+        message: str,
+        action: Callable[[Transaction, Item], Json],
+        *,
+        severity: Severity = Severity.INFO,
     ) -> None:
-        """Change the item once, together with an event; `action` returns columns to set (states by `moved`)."""
+        """Change the item once, together with an event; `action` returns the columns to set."""
 
         def once() -> None:
             key = f"{self.job_id}:{name}"
@@ -306,8 +311,10 @@ class Run:
                 if events.written(tx, key):
                     return
                 item = items.get(tx, self._item_id(tx), lock=True)
-                values = action(tx, item) or {}
-                items.move(tx, item.id, self._event(item, name, message, once=key, details=details), **values)
+                values = action(tx, item)
+                items.move(
+                    tx, item.id, self._event(item, name, message, once=key, severity=severity), **values
+                )
 
         self.step(name, once)
 
