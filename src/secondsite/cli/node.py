@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from secondsite.cli.client import connect
+from secondsite.cli.logs import log_to_stderr
 from secondsite.cli.output import Json, err, out, print_fields, print_json, print_rows, reporting
 from secondsite.errors import InvalidInputError
 
@@ -126,6 +127,7 @@ def run(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
             else:
                 err.print(f"node {facts['name']} listens on {facts['listen']}", markup=False)
 
+        log_to_stderr()
         run_node(state, ready)
 
 

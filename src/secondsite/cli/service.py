@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from secondsite.cli.logs import log_to_stderr
 from secondsite.cli.node import host_port
 from secondsite.cli.output import Json, err, out, print_json, reporting
 
@@ -80,4 +81,5 @@ def run(
             names=tuple(name or ()),
             standby=standby,
         )
+        log_to_stderr()
         run_service(data, options, ready=ready)
