@@ -6,17 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from secondsite.service.api.answers import CloudMappingView, CloudView, PolicyView
 from secondsite.service.api.guard import Contributor, Ctx, Reader
-from secondsite.service.api.schemas import (
-    CloudBody,
-    CloudChange,
-    CloudMappingBody,
-    CloudMappingView,
-    CloudView,
-    PolicyBody,
-    PolicyChange,
-    PolicyView,
-)
+from secondsite.service.api.requests import CloudBody, CloudChange, CloudMappingBody, PolicyBody, PolicyChange
 from secondsite.service.store import clouds, nodes, vaults
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Cloud, CloudMapping, PolicyRecord

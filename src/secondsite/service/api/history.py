@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from secondsite.service.api.answers import EventView, JobDetailView, JobView
 from secondsite.service.api.guard import Ctx, Reader
-from secondsite.service.api.schemas import EventView, JobDetailView, JobView
 from secondsite.service.store import events, items
 from secondsite.service.store import nodes as node_store
 from secondsite.service.usecases import views

@@ -8,17 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from secondsite.model.item import Operation
+from secondsite.service.api.answers import ItemView, JobView, PointView, ProtectableView
 from secondsite.service.api.guard import Contributor, Ctx, Operator, Reader
-from secondsite.service.api.schemas import (
-    DisableBody,
-    ItemView,
-    JobView,
-    PlannedFailoverBody,
-    PointView,
-    ProtectableView,
-    ProtectBody,
-    TestFailoverBody,
-)
+from secondsite.service.api.requests import DisableBody, PlannedFailoverBody, ProtectBody, TestFailoverBody
 from secondsite.service.context import Actor, Context
 from secondsite.service.usecases import operations, protect, views
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 
 from secondsite.errors import NotFoundError
+from secondsite.service.api.answers import NetworkMappingView, NetworkView, NodeView
 from secondsite.service.api.guard import Contributor, Ctx, Reader
-from secondsite.service.api.schemas import NetworkMappingBody, NetworkMappingView, NetworkView, NodeView
+from secondsite.service.api.requests import NetworkMappingBody
 from secondsite.service.store import clouds, vaults
 from secondsite.service.store.records import NetworkMapping
 from secondsite.service.usecases import enrolment, setup, views

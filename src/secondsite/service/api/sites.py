@@ -7,8 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from secondsite.errors import NotFoundError
+from secondsite.service.api.answers import RegistrationKeyView, SiteView
 from secondsite.service.api.guard import Contributor, Ctx, Reader
-from secondsite.service.api.schemas import RegistrationKeyBody, RegistrationKeyView, SiteBody, SiteView
+from secondsite.service.api.requests import RegistrationKeyBody, SiteBody
 from secondsite.service.store import nodes, vaults
 from secondsite.service.store.records import RegistrationKey, Site
 from secondsite.service.usecases import setup, tokens

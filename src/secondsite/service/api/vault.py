@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from secondsite.service.api.answers import AuditView, Health, TokenView, VaultView, Whoami
 from secondsite.service.api.guard import Contributor, Ctx, Reader
-from secondsite.service.api.schemas import AuditView, Health, TokenBody, TokenView, VaultView, Whoami
+from secondsite.service.api.requests import TokenBody
 from secondsite.service.store import access, vaults
 from secondsite.service.store.records import Token
 from secondsite.service.usecases import tokens, views

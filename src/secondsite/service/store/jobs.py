@@ -50,11 +50,6 @@ def get(tx: Transaction, job_id: str, *, lock: bool = False) -> Job:
     return rows.get(tx, Job, statement, f"job {job_id!r}")
 
 
-def state(tx: Transaction, job_id: JobId) -> JobState:
-    """Return only the job's state."""
-    return JobState(tx.execute(sa.select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one())
-
-
 def unfinished(tx: Transaction) -> list[Job]:
     """Return the jobs that have not ended, oldest first."""
     return rows.listed(tx, Job, sa.select(jobs).where(jobs.c.state.in_(ACTIVE)).order_by(jobs.c.created))

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from secondsite.model.ids import NodeId
-from secondsite.model.item import ItemState, Operation, allowed_operations
+from secondsite.model.item import ItemState, allowed_operations
 from secondsite.model.policy import Policy
 from secondsite.service.context import Context
 from secondsite.service.store import clouds, items, jobs, nodes, points, vaults
@@ -324,6 +324,3 @@ def _node(tx: Transaction, node: Node, now: datetime, names: _Names) -> dict[str
         "items": items.count_of_node(tx, node.id),
         "inventory_time": node.inventory_time,
     }
-
-
-OPERATION_NAMES: Final = tuple(operation.value for operation in Operation)

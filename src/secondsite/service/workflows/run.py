@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from secondsite.errors import RemoteError, SecondSiteError, TimeoutExceededError, UnavailableError
-from secondsite.model.ids import CommandId, ItemId, JobId, NodeId
+from secondsite.model.ids import CommandId, ItemId, JobId
 from secondsite.model.item import Event, advance, advance_test
 from secondsite.service.context import Context
 from secondsite.service.store import commands, events, items, jobs
@@ -405,8 +405,3 @@ def _details(result: Json | None, error: SecondSiteError | None) -> Json:
         if error is None
         else {"error": error.to_dict()}
     )
-
-
-def as_node(node: object) -> NodeId:
-    """Return a node id that came out of a step's record."""
-    return NodeId(str(node))

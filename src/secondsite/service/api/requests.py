@@ -1,0 +1,148 @@
+"""The shapes of requests' bodies, with examples: one half of what the OpenAPI document is made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from secondsite.service.usecases.operations import TestNetwork
+from secondsite.service.vocabulary import Role
+
+Name = Annotated[str, Field(min_length=1, max_length=63)]
+
+
+class Body(BaseModel):
+    """A request's body: unknown fields are refused, so that a typing error is noticed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class SiteBody(Body):
+    """A new site."""
+
+    name: Name = Field(examples=["amsterdam"])
+
+
+class RegistrationKeyBody(Body):
+    """A new registration key."""
+
+    site: str = Field(description="name or id", examples=["amsterdam"])
+    uses_max: int | None = Field(
+        None, description="how many nodes may enrol with it; none: any number", examples=[1]
+    )
+
+
+class CloudBody(Body):
+    """A new cloud."""
+
+    name: Name = Field(examples=["gold-ams"])
+    site: str = Field(examples=["amsterdam"])
+    nodes: list[str] = Field(default_factory=list, description="names or ids", examples=[["host-1"]])
+    storage: str | None = Field(default=None, examples=["/srv/secondsite"])
+
+
+class CloudChange(Body):
+    """Nodes to add and to take out."""
+
+    add: list[str] = Field(default_factory=list, examples=[["host-2"]])
+    remove: list[str] = Field(default_factory=list, examples=[[]])
+
+
+class CloudMappingBody(Body):
+    """Machines of `source` replicate to `target` under `policy`."""
+
+    source: str = Field(examples=["gold-ams"])
+    target: str = Field(examples=["gold-rtm"])
+    policy: str = Field(examples=["five-minutes"])
+
+
+class PolicyChange(Body):
+    """Settings of a policy; what is left out keeps its value (or the default, in a new one)."""
+
+    copy_frequency_s: int | None = Field(default=None, description="5, 30, 300 or 900", examples=[300])
+    retention_hours: float | None = Field(default=None, examples=[24.0])
+    retention_points: int | None = Field(default=None, examples=[2880])
+    compression: bool | None = Field(default=None, examples=[True])
+    bandwidth_limit: int | None = Field(
+        None, description="bytes a second; 0: no limit", examples=[12_500_000]
+    )
+    rpo_threshold_s: int | None = Field(default=None, examples=[900])
+    shutdown_timeout_s: int | None = Field(default=None, examples=[120])
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that were given. A bandwidth limit of 0 takes the limit away."""
+        given = {
+            key: value
+            for key, value in self.model_dump(exclude={"name"}, exclude_unset=True).items()
+            if value is not None
+        }
+        if given.get("bandwidth_limit") == 0:
+            given["bandwidth_limit"] = None
+        return given
+
+
+class PolicyBody(PolicyChange):
+    """A new policy."""
+
+    name: Name = Field(examples=["five-minutes"])
+
+
+class NetworkMappingBody(Body):
+    """Where interfaces on a network are connected at the other site."""
+
+    source_site: str = Field(examples=["amsterdam"])
+    source_network: str = Field(examples=["default"])
+    target_site: str = Field(examples=["rotterdam"])
+    target_network: str = Field(examples=["default"])
+    test_network: str | None = Field(
+        None, description="for test failovers; none: disconnected", examples=["isolated"]
+    )
+
+
+class ProtectBody(Body):
+    """A machine to protect."""
+
+    vm: str = Field(description="UUID or name", examples=["web-1"])
+    cloud: str | None = Field(
+        default=None, description="its cloud, if the name is not unique", examples=["gold-ams"]
+    )
+    name: Name | None = Field(
+        default=None, description="the item's name; default: the machine's", examples=["web-1"]
+    )
+    exclude_disks: list[str] = Field(default_factory=list, examples=[["vdb"]])
+
+
+class TestFailoverBody(Body):
+    """Options of a test failover."""
+
+    __test__ = False  # pytest must not collect it
+
+    sequence: int | None = Field(default=None, ge=1, description="the point; none: the latest", examples=[42])
+    network: TestNetwork = Field(default=TestNetwork.MAPPED, examples=["mapped"])
+
+
+class PlannedFailoverBody(Body):
+    """Options of a planned failover."""
+
+    shutdown_timeout_s: int | None = Field(
+        default=None, ge=1, le=3600, description="none: the policy's", examples=[120]
+    )
+
+
+class DisableBody(Body):
+    """Options of disable."""
+
+    delete_replica: bool = Field(
+        default=False,
+        description="also delete disks of the side that does not run (an old machine's, or a base made of them)",
+    )
+    force: bool = Field(default=False, description="go on without nodes that do not answer")
+
+
+class TokenBody(Body):
+    """A new token."""
+
+    name: Name = Field(examples=["night-operator"])
+    role: Role = Field(examples=["Operator"])
+    valid_days: float | None = Field(default=None, examples=[90])
