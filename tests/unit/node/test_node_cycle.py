@@ -11,7 +11,7 @@ import pytest
 from secondsite.errors import SecondSiteError, UnavailableError
 from secondsite.journal import Journal
 from secondsite.model.ids import Epoch
-from secondsite.model.manifest import PointKind
+from secondsite.model.manifest import PointKind, parse_time
 from support.cycle_world import ITEM, KEY, SIZES, VDA, VDB, World, small_batches
 from support.power import unsynced
 
@@ -227,6 +227,18 @@ def test_an_unknown_last_point_costs_only_what_differs(world: World, name: str) 
         "beside the blocks only two logs' own metadata"
     )
     world.check_latest()
+
+
+def test_an_unknown_last_point_is_as_old_as_the_target_says(world: World) -> None:
+    relearn(world)
+    last = world.journal.status().last
+    assert last is not None
+    world.machine.capture.fail_next = UnavailableError("the hypervisor is away")
+    with pytest.raises(UnavailableError):
+        world.run()
+    acked = world.items.get(ITEM).acked
+    assert acked is not None
+    assert parse_time(acked.time) == last.time
 
 
 def test_a_target_that_lost_its_points_is_refused(world: World) -> None:

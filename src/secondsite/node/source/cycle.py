@@ -44,7 +44,7 @@ from secondsite.model.manifest import (
 )
 from secondsite.model.units import BLOCK, MIB, PART_DATA_MAX
 from secondsite.node.records import Acked, ItemRecord, ItemStore
-from secondsite.ship.protocol import CellRange, PartKind
+from secondsite.ship.protocol import CellRange, LastPoint, PartKind
 from secondsite.ship.sender import Outgoing, Sender
 
 log = structlog.get_logger(__name__)
@@ -156,7 +156,7 @@ class Cycle:
                 pending.mark_unknown(tables)
         if record.acked is None or (last is not None and last.digest == record.acked.digest):
             if record.acked is None and last is not None:
-                self._relearn(record, sender, last.sequence, last.digest)
+                self._relearn(record, sender, last)
             PendingRecord.discard(self._pending_path)
             return
         if last is None:
@@ -165,13 +165,13 @@ class Cycle:
                 hint="its journal was lost or replaced: disable the item and protect its machine again",
                 item=record.item,
             )
-        self._relearn(record, sender, last.sequence, last.digest)
+        self._relearn(record, sender, last)
 
     def _pending_damaged(self, record: ItemRecord, sender: Sender, error: TrackingLostError) -> None:
         log.warning("the pending record is damaged", item=record.item, error=error.to_dict())
         last = sender.status().last
         if last is not None:
-            self._relearn(record, sender, last.sequence, last.digest)
+            self._relearn(record, sender, last)
             return
         # No point was sealed yet: nobody knows what of the base was written. Ship everything again.
         with self._tables(record) as tables:
@@ -180,14 +180,14 @@ class Cycle:
                 table.sync()
         PendingRecord.discard(self._pending_path)
 
-    def _relearn(self, record: ItemRecord, sender: Sender, sequence: Sequence, digest: Digest) -> None:
+    def _relearn(self, record: ItemRecord, sender: Sender, last: LastPoint) -> None:
         """The target's last point is not one we know: fetch its digests and go on by compare."""
-        log.warning("the target's last point is unknown here", item=record.item, sequence=sequence)
+        log.warning("the target's last point is unknown here", item=record.item, sequence=last.sequence)
         self._ports.items.count(record.item, "relearned")
         with self._tables(record) as tables:
             for disk, table in tables.items():
                 _fetch_table(sender, disk, table)
-        acked = Acked(sequence, digest, format_time(self._ports.clock()), checkpoint="")
+        acked = Acked(last.sequence, last.digest, format_time(last.time), checkpoint="")
         self._ports.items.change(record.item, acked=acked)
         PendingRecord.discard(self._pending_path)
 

@@ -93,7 +93,9 @@ class Views:
             running = processes.find(place.pid_file)
             if running is not None:
                 processes.terminate(running, timeout_s=10)
-            for path in (place.socket, place.pid_file, place.log_file):
+            # One that was started again has the log of its first run beside its own.
+            older = place.log_file.with_name(place.log_file.name + ".old")
+            for path in (place.socket, place.pid_file, place.log_file, older):
                 path.unlink(missing_ok=True)
 
 
