@@ -16,7 +16,7 @@ packages=(
 )
 test_packages=(
   postgresql           # the store is tested on it, too; the tests run their own server
-  libnbd-bin           # nbdcopy and nbdinfo, as peers of our NBD server
+  libnbd-bin cpio      # nbdcopy as a peer of our NBD server; cpio reads what our initramfs writer wrote
 )
 case "$for_what" in
   demo) ;;

@@ -62,6 +62,7 @@ class Recorded(httpx.BaseTransport):
 def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What a person's terminal is sent on standard error."""
     written = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(
         following, "err", Console(file=written, force_terminal=True, width=120, highlight=False)
     )
