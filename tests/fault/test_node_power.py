@@ -1,0 +1,98 @@
+"""The power of both nodes is cut at every step of a cycle; the machine goes on, and the next cycle makes it good."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from secondsite.errors import UnavailableError
+from support.cycle_world import ITEM, VDA, VDB, Machine, World, small_batches
+from support.power import AFTERMATHS, PowerCutError, power, unsynced
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
+
+
+def change(world: World, fill: bytes) -> None:
+    world.machine.capture.write(VDA, 8192, fill * 8192)
+    world.machine.capture.write(VDA, 160_000, bytes(20_000))
+    world.machine.capture.write(VDB, 68 << 10, fill * 2048)
+
+
+def initial(world: World) -> None:
+    change(world, b"i")
+
+
+def delta(world: World) -> None:
+    world.run()
+    change(world, b"d")
+
+
+def resolving(world: World) -> None:
+    """The last cycle's answer was lost, so the cut one begins with finding out."""
+    delta(world)
+    seal = world.link.seal
+
+    def unheard(manifest: bytes) -> None:
+        seal(manifest)
+        raise UnavailableError("the answer was lost")
+
+    world.link.seal = unheard  # type: ignore[assignment, method-assign]
+    with suppress(UnavailableError):
+        world.run()
+    world.restart()
+    assert (world.folder / "pending").exists()
+    change(world, b"f")
+
+
+@pytest.mark.parametrize("prepare", [initial, delta, resolving])
+def test_a_cut_at_any_step_of_a_cycle_harms_nothing(tmp_path: Path, prepare: Callable[[World], None]) -> None:
+    with unsynced(), small_batches():
+        world = World.create(tmp_path / "prepared" / "w")
+        world.machine.capture.write(VDA, 0, b"a" * 30_000)
+        prepare(world)
+        world.close()
+        steps, step = 1, 0
+        while step < steps:
+            steps = max(steps, cut(tmp_path, copy.deepcopy(world.machine), step))
+            # The property test cuts at the others, by chance.
+            step += 3
+        assert steps > 30
+
+
+def cut(place: Path, machine: Machine, step: int) -> int:
+    """Cut one cycle at the step; return how many steps there were at least."""
+    shutil.copytree(place / "prepared", place / "cut")
+    world = World(place / "cut" / "w", machine)
+    before = world.items.get(ITEM).acked
+    ended = False
+    with power(world.root, step) as supply, suppress(PowerCutError):
+        world.run()
+        ended = True
+    acked = world.items.get(ITEM).acked
+    for kind in AFTERMATHS:
+        # What the source's disks tracked is in the machine, and the machine did not lose its power.
+        after = World(supply.aftermath(kind, place / "after"), copy.deepcopy(machine))
+        try:
+            after.check_points()
+            last = after.journal.status().last
+            for known in (before, acked):
+                assert known is None or (last is not None and last.sequence >= known.sequence)
+            after.run()
+            after.check_latest()
+            change(after, b"z")
+            after.run()
+            after.check_latest()
+        except BaseException as error:
+            error.add_note(f"cut at step {step}, aftermath: {kind}")
+            raise
+        after.close()
+        shutil.rmtree(place / "after")
+    supply.close()
+    world.close()
+    shutil.rmtree(place / "cut")
+    return supply.steps if ended else step + 4
