@@ -111,6 +111,11 @@ class Channel:
                 self.connected = False
                 self._stop.wait(wait_s)
                 wait_s = min(RETRY_MAX_S, wait_s * 2)
+            except Exception:
+                # This thread must outlive whatever it meets: without it the node hears nothing.
+                log.exception("a poll broke")
+                self._stop.wait(wait_s)
+                wait_s = min(RETRY_MAX_S, wait_s * 2)
 
     def _take(self, fields: object) -> None:
         assert self._submit is not None
@@ -139,6 +144,11 @@ class Channel:
                         log.warning("the service refuses a result", command=command, error=error.to_dict())
                         self._outbox.popleft()
                         continue
+                    if self._stop.wait(wait_s):
+                        return
+                    wait_s = min(RETRY_MAX_S, wait_s * 2)
+                except Exception:
+                    log.exception("a result could not be delivered", command=command)
                     if self._stop.wait(wait_s):
                         return
                     wait_s = min(RETRY_MAX_S, wait_s * 2)

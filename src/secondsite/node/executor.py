@@ -133,6 +133,9 @@ class Executor:
         try:
             durable.write_atomic(self._path(command.id), json.dumps(outcome).encode())
             self._prune()
+        except Exception:
+            # A full disk, most likely. The service gets its answer; if that is lost, the command runs again.
+            log.exception("a result could not be kept", command=command.id)
         finally:
             with self._lock:
                 self._running.discard(command.id)

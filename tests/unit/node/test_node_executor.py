@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from secondsite.errors import ConflictError, InvalidInputError
+from secondsite.errors import ConflictError, InvalidInputError, NoSpaceError
 from secondsite.model.ids import CommandId, Epoch, ItemId
 from secondsite.model.policy import Policy
 from secondsite.node.executor import Command, Executor, Handler, Progress
@@ -221,6 +221,20 @@ def test_a_command_that_is_cancelled_ends_at_its_next_word(site: Site) -> None:
     site.submit("a", "long")
     assert dict(site.answers.wait(1))["a"]["error"]["code"] == "cancelled"
     assert site.answers.told[0]["fraction"] == 0.5
+
+
+def test_a_result_that_cannot_be_kept_is_told_all_the_same(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise NoSpaceError("the disk is full")
+
+    monkeypatch.setattr("secondsite.durable.write_atomic", full)
+    site.on("act", lambda _: {"value": 1})
+    site.submit("a", "act")
+    assert site.answers.wait(1) == [("a", {"result": {"value": 1}})]
+    site.submit("a", "act")  # nothing was kept, so it runs again
+    assert len(site.answers.wait(2)) == 2
 
 
 @pytest.mark.parametrize(
