@@ -227,11 +227,16 @@ class LabStory:
 
     # -- guests
 
+    def files(self) -> GuestFiles:
+        """What guests boot from."""
+        self._files = self._files or built_guest(self._boot)
+        return self._files
+
     def guest(
         self, name: str, *, count: int = 2, size: int = 96 * MIB, rate: int = 200, record_area: int = 4 * MIB
     ) -> LabGuest:
         """Make the disks of a guest and define it at the first site, off."""
-        files = self._files = self._files or built_guest(self._boot)
+        files = self.files()
         hypervisor = self.hypervisor("primary")
         disks = create_disks(hypervisor.storage, name, count=count, size=size, record_area=record_area)
         for disk in disks:
