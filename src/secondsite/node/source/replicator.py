@@ -129,7 +129,8 @@ class Replicator:
                 if attempt == 3 or error.retry == "never":
                     raise
                 report(None, f"trying again: {error.message}")
-                time.sleep(1 << attempt)
+                if self._stop.wait(1 << attempt):
+                    raise
         raise AssertionError
 
     def status(self) -> dict[str, Any]:
@@ -139,10 +140,10 @@ class Replicator:
             phase = "stopped" if not self.alive else "waiting"
         elif not self.alive:
             phase = "stopped"
-        elif kind is PointKind.INITIAL or kind is PointKind.RESYNC:
-            phase = kind.value
+        elif not self._running:
+            phase = "idle"  # not what the last cycle was: the next may be long in coming
         else:
-            phase = "delta" if self._running else "idle"
+            phase = kind.value if kind in (PointKind.INITIAL, PointKind.RESYNC) else "delta"
         sender = self._sender
         progress = None
         if self._running and sender is not None:
