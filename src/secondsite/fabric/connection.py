@@ -1,9 +1,8 @@
 """The connection to a libvirt daemon: opened when needed, re-opened when lost, its errors turned into ours.
 
 Promises: before each use the daemon has answered; a connection that broke is closed and one new one is tried. A daemon
-that hangs is noticed by keep-alive within about 20 s (or is not waited for longer when it is asked first), and the
-waiting call raises UnavailableError. Nothing is printed
-(libvirt's binding writes every error to stderr unless told otherwise). Thread-safe: libvirt's connections are.
+that hangs is noticed within about 20 s (secondsite.libvirt_connection), and the waiting call raises
+UnavailableError. Thread-safe: libvirt's connections are.
 It does not retry what failed in the middle: the caller's operation may have happened.
 """
 
@@ -12,8 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
-from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import libvirt
@@ -30,9 +27,10 @@ from secondsite.errors import (
     UnsupportedError,
 )
 from secondsite.fabric.port import HypervisorError
+from secondsite.libvirt_connection import KEEPALIVE, Keepalive, connect
 
-KEEPALIVE_INTERVAL_S: Final = 5
-KEEPALIVE_COUNT: Final = 3
+KEEPALIVE_INTERVAL_S: Final = KEEPALIVE.interval_s
+KEEPALIVE_COUNT: Final = KEEPALIVE.count
 
 _CLASSES: Final[dict[type[SecondSiteError], tuple[str, ...]]] = {
     NotFoundError: ("NO_DOMAIN", "NO_NETWORK", "NO_DOMAIN_CHECKPOINT", "NO_STORAGE_VOL", "NO_NWFILTER"),
@@ -80,54 +78,6 @@ def translate(error: libvirt.libvirtError, doing: str) -> SecondSiteError:
     return error_class(message, **facts)
 
 
-@cache
-def _prepare_process() -> None:
-    """Silence libvirt, and run its event loop, which keep-alive needs. Once per process, whoever asks first."""
-    libvirt.registerErrorHandler(lambda _context, _error: None, None)
-    libvirt.virEventRegisterDefaultImpl()
-    threading.Thread(target=_run_events, name="libvirt-events", daemon=True).start()
-
-
-def _run_events() -> None:
-    while True:
-        # An error here is one iteration's; the next goes on.
-        with suppress(libvirt.libvirtError):
-            libvirt.virEventRunDefaultImpl()
-
-
-def _open(uri: str, timeout_s: float) -> Any:
-    """Open a connection, in bounded time: keep-alive watches only one that is open, and a daemon may hang before.
-
-    The thread that waits for such a daemon stays until it answers or ends, and then closes what it got.
-    """
-    answered: SimpleQueue[Any] = SimpleQueue()
-    given_up = threading.Lock()
-
-    def run() -> None:
-        try:
-            opened = libvirt.open(uri)
-        except libvirt.libvirtError as error:
-            answered.put(error)
-            return
-        if given_up.acquire(blocking=False):
-            answered.put(opened)
-        else:
-            opened.close()
-
-    threading.Thread(target=run, name="libvirt-open", daemon=True).start()
-    try:
-        outcome = answered.get(timeout=timeout_s)
-    except Empty:
-        if given_up.acquire(blocking=False):
-            raise UnavailableError(
-                f"{uri} does not answer", hint="libvirtd hangs: look at its log, restart it", uri=uri
-            ) from None
-        outcome = answered.get()  # it came at the last moment
-    if isinstance(outcome, libvirt.libvirtError):
-        raise outcome
-    return outcome
-
-
 class Connection:
     """See the module's docstring. `open` is not called before the first use."""
 
@@ -139,7 +89,7 @@ class Connection:
         keepalive_count: int = KEEPALIVE_COUNT,
     ) -> None:
         self.uri = uri
-        self._keepalive = (keepalive_interval_s, keepalive_count)
+        self._keepalive = Keepalive(keepalive_interval_s, keepalive_count)
         self._lock = threading.Lock()
         self._open: Any = None
 
@@ -170,21 +120,8 @@ class Connection:
                 except libvirt.libvirtError:
                     self._drop()
             if self._open is None:
-                self._open = self._connect()
+                self._open = connect(self.uri, self._keepalive)
             return self._open
-
-    def _connect(self) -> Any:
-        _prepare_process()
-        try:
-            opened = _open(self.uri, self._keepalive[0] * (self._keepalive[1] + 1))
-            opened.setKeepAlive(*self._keepalive)
-        except libvirt.libvirtError as error:
-            raise UnavailableError(
-                f"cannot connect to {self.uri}: {error.get_error_message() or error}",
-                hint="is libvirtd running, and may this user use its socket?",
-                uri=self.uri,
-            ) from error
-        return opened
 
     def _drop(self) -> None:
         if self._open is not None:
