@@ -8,8 +8,10 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from secondsite.errors import (
     UnsupportedError,
 )
 from secondsite.lab.hypervisor import Hypervisor
+from secondsite.libvirt_connection import Keepalive
 from secondsite.model.ids import DiskKey
 from secondsite.model.units import GIB, KIB, MIB
 from support.patience import wait_until
@@ -411,6 +414,66 @@ def test_bitmaps_that_were_there_before_the_first_boot_are_adopted(site: Site, r
         site.machine.start()
     with site.capture().snapshot(since="ss-reverse", new="ss-1") as snapshot:
         assert list(snapshot.disks[VDA].changed()) == [Extent(MIB, 64 * KIB)]
+
+
+# -- a libvirtd that hangs -----------------------------------------------------------------------------------
+
+_IMPATIENT = Keepalive(interval_s=1, count=1)
+_NOTICED_S = 10.0
+"""Far above what keep-alive needs, far below for ever."""
+
+
+@contextmanager
+def hanging(hypervisor: Hypervisor) -> Iterator[None]:
+    daemon = hypervisor.daemon
+    assert daemon is not None
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+
+
+@contextmanager
+def within(limit_s: float) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < limit_s
+
+
+def impatient(site: Site) -> Capture:
+    return capture_for(site.hypervisor.uri, site.machine.name, SIZES, site.scratch, keepalive=_IMPATIENT)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("running", [True, False], ids=["running", "off"])
+def test_a_libvirtd_that_hangs_makes_every_call_unavailable_in_bounded_time(
+    site: Site, running: bool
+) -> None:
+    if running:
+        site.machine.start()
+    captures = [impatient(site) for _ in range(2)]
+    calls = [
+        lambda: impatient(site),
+        lambda: captures[0].snapshot(since=None, new="ss-1"),
+        lambda: captures[1].forget(keep=()),
+    ]
+    with hanging(site.hypervisor):
+        for call in calls:
+            with within(_NOTICED_S), pytest.raises(UnavailableError):
+                call()
+    with site.capture().snapshot(since=None, new="ss-2") as snapshot:
+        assert snapshot.disks[VDA].whole
+
+
+@pytest.mark.fault
+def test_an_open_snapshot_of_a_libvirtd_that_hangs_is_closed_in_bounded_time(site: Site) -> None:
+    site.machine.start()
+    snapshot = impatient(site).snapshot(since=None, new="ss-1")
+    with hanging(site.hypervisor), within(3 * _NOTICED_S):
+        snapshot.close()
+    with site.capture().snapshot(since=None, new="ss-2") as again:
+        assert again.disks[VDA].whole
 
 
 # -- scratch space -----------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A libvirt domain as capture sees it: its disks, its definition, whether it runs; and libvirt's errors as ours.
 
-It opens the connection itself if it was given a URI, and again after it was lost. What it does not do: change the
-domain.
+It opens the connection itself if it was given a URI, and again after it was lost; then no call waits longer than about
+20 s for a daemon that hangs. Of a connection that it was given, the giver decides. What it does not do: change the domain.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from secondsite.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from secondsite.libvirt_connection import KEEPALIVE, Keepalive, connect
 from secondsite.model.ids import DiskKey
 from secondsite.model.manifest import VmDefinition
 
@@ -42,9 +43,6 @@ _UNSUPPORTED: Final = frozenset(
 )
 _QCOW2_HINT: Final = "shut the machine down and convert the disk: qemu-img convert -O qcow2; only qcow2 keeps track of changes for now"
 
-# Every error is raised; the copy that libvirt prints to standard error by default is noise.
-libvirt.registerErrorHandler(lambda _context, _error: None, None)
-
 
 @dataclass(frozen=True, slots=True)
 class MachineDisk:
@@ -57,9 +55,17 @@ class MachineDisk:
 class Machine:
     """See the module's docstring. `domain` is a UUID or a name; the UUID wins."""
 
-    def __init__(self, connection: Any, domain: str, disks: Collection[DiskKey]) -> None:
+    def __init__(
+        self,
+        connection: Any,
+        domain: str,
+        disks: Collection[DiskKey],
+        *,
+        keepalive: Keepalive = KEEPALIVE,
+    ) -> None:
         """`connection` is a libvirt connection, or a URI that is opened when it is first needed."""
         self._uri = connection if isinstance(connection, str) else None
+        self._keepalive = keepalive
         self._connection = None if self._uri is not None else connection
         self.name = domain
         self.keys = tuple(sorted(disks))
@@ -79,9 +85,13 @@ class Machine:
                 return connection.lookupByName(self.name)
 
     def connection(self) -> Any:
-        """Return the libvirt connection, opened if need be."""
+        """Return the libvirt connection, opened if need be.
+
+        Raises:
+            UnavailableError: libvirtd does not answer.
+        """
         if self._uri is not None and (self._connection is None or not self._connection.isAlive()):
-            self._connection = libvirt.open(self._uri)
+            self._connection = connect(self._uri, self._keepalive)
         return self._connection
 
     def definition(self, domain: Any) -> VmDefinition:

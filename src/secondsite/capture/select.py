@@ -11,6 +11,7 @@ from secondsite.capture.libvirt import LibvirtCapture
 from secondsite.capture.machine import Machine, is_active
 from secondsite.capture.offline import OfflineCapture
 from secondsite.capture.port import Capture
+from secondsite.libvirt_connection import KEEPALIVE, Keepalive
 from secondsite.model.ids import DiskKey
 
 
@@ -25,13 +26,20 @@ def capture_for(
     scratch: Path,
     *,
     clock: Callable[[], datetime] = _now,
+    keepalive: Keepalive = KEEPALIVE,
 ) -> Capture:
     """Return the capture for a machine that runs or is shut off; ask again for every cycle.
 
     connection: a libvirt connection, or a URI. scratch: see `LibvirtCapture`. A machine that starts or stops
     between this and the snapshot makes the snapshot raise UnavailableError. A URI is opened once; what is
     returned does not open it again.
+
+    keepalive: how long a libvirtd that hangs is waited for, here and by what is returned, if it is a URI.
+
+    Raises:
+        NotFoundError: there is no such machine.
+        UnavailableError: libvirtd does not answer.
     """
-    machine = Machine(connection, domain, disks)
+    machine = Machine(connection, domain, disks, keepalive=keepalive)
     kind = LibvirtCapture if is_active(machine.domain()) else OfflineCapture
     return kind(machine.connection(), domain, disks, scratch, clock=clock)
