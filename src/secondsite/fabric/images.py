@@ -196,9 +196,11 @@ class _Monitor:
 
 
 def _give_to_owner_of_folder(path: Path) -> None:
+    # Folders that we made ourselves, as root, are passed over: what they stand in tells whose the storage is.
     if os.geteuid() == 0:
-        folder = path.parent.stat()
-        os.chown(path, folder.st_uid, folder.st_gid)
+        folders = [folder.stat() for folder in path.parents]
+        owner = next((folder for folder in folders if folder.st_uid != 0), folders[0])
+        os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def _run(command: list[str]) -> str:

@@ -286,7 +286,9 @@ class Demo:
         command = [sys.executable, "-m", "secondsite", "--config", self._lab["config"], *arguments, "--json"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=300)
         if done.returncode:
-            raise SecondSiteError(f"secondsite {' '.join(arguments)} failed with exit code {done.returncode}")
+            raise SecondSiteError(
+                f"secondsite {' '.join(arguments)} failed with exit code {done.returncode}{_reason(done.stdout)}"
+            )
         return json.loads(done.stdout)
 
     def _extract(self, site: str, sequence: int) -> list[Path]:
@@ -342,6 +344,15 @@ class Demo:
                 raise TimeoutExceededError(f"{what}: nothing in {timeout_s:.0f} s")
             time.sleep(0.2)
         return value
+
+
+def _reason(output: str) -> str:
+    """Return what a job that failed says about itself; a command's own error is on the terminal already."""
+    try:
+        error = json.loads(output)["error"]
+        return f": [{error['code']}] {error['message']}"
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _changed_bytes(before: Sequence[Path], after: Sequence[Path]) -> int:

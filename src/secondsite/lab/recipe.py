@@ -201,7 +201,8 @@ class NamespaceRecipe(Recipe):
         daemon = ["libvirtd", "-p", f"{self.directory}/run/libvirtd.pid", "-f", "/etc/libvirt/libvirtd.conf"]
         if survivor is not None:
             # Guests that outlived their daemon hold the namespaces: it must come back into the same ones.
-            return ["nsenter", "-m", "-n", "-t", str(survivor.pid), *daemon]
+            # -r: to enter a mount namespace is to leave a chroot, if the survivor's root is not entered, too.
+            return ["nsenter", "-m", "-n", "-r", "-t", str(survivor.pid), *daemon]
         inside = ["sh", "-c", _IN_NAMESPACE, "sh", str(self.directory), *daemon]
         return ["unshare", "-m", "-n", "--propagation", "private", *inside]
 
