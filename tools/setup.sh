@@ -8,7 +8,7 @@ for_what=${1:-demo}
 
 packages=(
   python3 python3-venv python3-libvirt python3-libnbd   # the bindings exist only as distribution packages
-  libvirt-daemon libvirt-daemon-driver-qemu             # the daemon's program alone: no unit, no account, nothing starts
+  libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients  # programs alone: no unit, no account, nothing starts
   qemu-system-x86 qemu-utils                            # hypervisor and image tools
   dnsmasq-base iptables iproute2                        # isolated networks of the lab
   busybox-static e2fsprogs gcc libc6-dev                # the lab's guest is built on the spot

@@ -15,12 +15,14 @@ from secondsite.lab.guest.disks import create_disks
 from support.guests import built_guest
 from support.lab_story import MIB, LabStory, until
 from support.leftovers import short_folder
+from support.other_user import reads_this_checkout
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(200)]
 
 NOBODY = pwd.getpwnam("nobody")
 
 
+@pytest.mark.skipif(not reads_this_checkout(), reason="an ordinary user cannot read this checkout")
 def test_an_ordinary_user_protects_a_machine() -> None:
     prefix: list[str] = []
     with short_folder() as folder:

@@ -20,6 +20,7 @@ from secondsite.lab.guest.layout import BLOCK, RECORDS_OFFSET
 from secondsite.lab.hypervisor import Hypervisor
 from secondsite.lab.records import check_records, last_record
 from support.guests import running_guest
+from support.other_user import reads_this_checkout
 
 pytestmark = pytest.mark.integration
 
@@ -118,6 +119,7 @@ with Hypervisor(folder / "h", "h") as hypervisor:
 """
 
 
+@pytest.mark.skipif(not reads_this_checkout(), reason="an ordinary user cannot read this checkout")
 def test_an_ordinary_user_runs_a_guest(short_path: Path, guest_files: GuestFiles) -> None:
     # The cache of whoever runs the tests is lent, so that no kernel is fetched again.
     cache = short_path / "cache" / "secondsite"
