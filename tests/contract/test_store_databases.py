@@ -472,3 +472,50 @@ def test_a_service_that_loses_its_lock_is_told(postgres: PrivatePostgres) -> Non
     assert lost.wait(20)
     lock.release()
     store.close()
+
+
+# -- orders that were given up -----------------------------------------------------------------------------
+
+
+def given_order(store: Store, identifier: str, kind: str, item: ItemId | None) -> None:
+    with store.transaction() as tx:
+        values = {"id": identifier, "node_id": "n1", "item_id": item, "kind": kind, "epoch": 1, "args": {}}
+        commands.put(tx, {**values, "created": NOW})
+
+
+def delivered(store: Store) -> list[str]:
+    with store.transaction() as tx:
+        found = commands.deliverable(tx, NodeId("n1"), (), lock=True)
+        commands.mark_delivered(tx, [command.id for command in found], NOW)
+        return [command.id for command in found]
+
+
+def test_an_order_ends_the_delivered_orders_that_it_undoes(store: Store) -> None:
+    item = given_item(store)
+    for name, kind in (("f", "target.failover"), ("p", "source.policy"), ("r", "source.release")):
+        given_order(store, name, kind, item)
+    assert delivered(store) == ["f", "p", "r"]
+    given_order(store, "a", "target.abandon", item)
+    given_order(store, "q", "source.prepare", item)
+    assert delivered(store) == ["p", "a", "q"]
+    given_order(store, "f", "target.failover", item)  # the step that put it runs again: nothing new
+    assert delivered(store) == ["p", "a", "q"]
+
+
+def test_a_hand_out_that_is_noted_late_does_not_revive_what_was_given_up(store: Store) -> None:
+    given_order(store, "f", "target.failover", given_item(store))
+    with store.transaction() as tx:
+        found = commands.find(tx, CommandId("f"))
+        assert found is not None
+        assert commands.give_up(tx, found, {"code": "timeout", "message": "late"}, NOW)
+        assert not commands.give_up(tx, found, {}, NOW)
+        commands.mark_delivered(tx, [found.id], NOW)
+        assert not commands.answer(tx, found, NOW, result={})
+        after = commands.find(tx, found.id)
+    assert after is not None
+    assert (after.state, after.cancelled, after.error) == (
+        CommandState.FAILED,
+        True,
+        {"code": "timeout", "message": "late"},
+    )
+    assert delivered(store) == []

@@ -4,9 +4,10 @@ Promises:
 
 - Who calls is what the TLS session's certificate says, never what the body says. A node sees and answers its own
   commands only; a removed node is refused on its next call.
-- A command is handed out again as long as it has no result and the node does not say that it runs; a new one wakes a
+- A command is handed out again as long as it has no result, was not given up and the node does not say that it runs; a new one wakes a
   waiting poll at once, one of another process within a second.
-- The first result of a command wins; sending it again is harmless.
+- The first result of a command wins; sending it again is harmless. The result of a command that was given up is
+  accepted, told as an event, and changes nothing.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class NodesFace:
         if found:
             with self._ctx.store.transaction() as tx:
                 # Again, under the write lock: one of them may have been withdrawn or answered meanwhile.
-                found = commands.deliverable(tx, node, running)
+                found = commands.deliverable(tx, node, running, lock=True)
                 commands.mark_delivered(tx, [command.id for command in found], self._ctx.clock())
         return found
 

@@ -265,7 +265,7 @@ def test_progress_is_kept_and_answers_whether_to_stop(world: World, face: NodesF
         found = commands.find(tx, CommandId("c"))
         assert found is not None
         assert found.progress == {"fraction": 0.5, "text": "copying", "bytes": 1}
-        commands.cancel(tx, CommandId("c"))
+        commands.give_up(tx, found, {"code": "timeout", "message": "too late"}, world.clock())
     assert call(face, "progress", node, command="c") == {"cancelled": True}
     with pytest.raises(NotFoundError):
         call(face, "progress", world.node("host-rtm"), command="c")

@@ -70,12 +70,38 @@ def take_result(
     result: dict[str, Any] | None,
     error: dict[str, Any] | None,
 ) -> None:
-    """Record a command's outcome; the first one wins, a second is accepted and ignored."""
+    """Record a command's outcome; the first one wins, a second is accepted and ignored.
+
+    The outcome of a command that was given up comes too late: an event tells it, nothing acts on it.
+    """
     if (result is None) == (error is None):
         raise InvalidInputError("a result has either a result or an error")
     with ctx.store.transaction() as tx:
         command = _own(tx, node_id, command_id)
-        commands.answer(tx, command, ctx.clock(), result=result, error=error)
+        taken = commands.answer(tx, command, ctx.clock(), result=result, error=error)
+        if not taken and command.cancelled:
+            _tell_late(tx, command, ctx.clock(), {"result": result, "error": error})
+
+
+def _tell_late(tx: Transaction, command: Command, now: datetime, outcome: dict[str, Any]) -> None:
+    once = f"late:{command.id}"
+    if events.written(tx, once):
+        return
+    how = "succeeded" if outcome["error"] is None else f"failed: {outcome['error'].get('message', '')}"
+    events.add(
+        tx,
+        events.NewEvent(
+            now,
+            "late-result",
+            f"{command.kind} was given up, and now the node says that it {how}"[:2000],
+            Severity.WARNING,
+            item_id=command.item_id,
+            node_id=command.node_id,
+            job_id=command.job_id,
+            details={"command": command.id} | outcome,
+            once=once,
+        ),
+    )
 
 
 def _own(tx: Transaction, node_id: NodeId, command_id: str) -> Command:

@@ -53,8 +53,8 @@ def disable(run: Run) -> None:
 
     def ended(tx: Transaction, item: Item) -> Json:
         now = run.ctx.clock()
-        for command in commands.open_of_item(tx, item.id):
-            commands.withdraw(tx, command, {"code": "cancelled", "message": "the item was disabled"}, now)
+        error = {"code": "cancelled", "message": "the item was disabled"}
+        commands.give_up_all(tx, commands.open_of_item(tx, item.id), error, now)
         return {"deleted": now, "rpo_alert": False, "demotion": None, "test": None}
 
     run.finish(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from secondsite.errors import RemoteError, SecondSiteError, TimeoutExceededError
+from secondsite.errors import RemoteError, SecondSiteError
 from secondsite.model.item import Event, advance
 from secondsite.service.store import items
 from secondsite.service.store.database import Transaction
@@ -235,7 +235,7 @@ def _release(run: Run, facts: Json, cause: SecondSiteError, epoch: int) -> None:
             )
         except SecondSiteError as error:
             last = error
-            if error.attributes.get("undelivered") or error.code == TimeoutExceededError.code:
+            if error.attributes.get("undelivered") or error.attributes.get("unanswered"):
                 break  # the order stays: the node gets it when it is back
             _pause(run, f"release {attempt}", 2.0**attempt)
         else:

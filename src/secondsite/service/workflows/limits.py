@@ -16,8 +16,8 @@ DAY: Final = 24 * HOUR
 class Limit:
     """Seconds until a command must be fetched, and until it must be answered.
 
-    `withdraw`: a command that was not fetched in time is taken back, so that it surely never runs; else it stays and
-    is fetched when the node is back.
+    `withdraw`: a command that was not fetched or not answered in time is ended, so that it is never delivered (again);
+    else it stands, and is fetched when the node is back, until it is done or an order that undoes it is given.
     """
 
     delivery_s: float = 1 * MINUTE

@@ -193,8 +193,9 @@ class Run:
 
         `with_key` adds the item's digest key, which never enters a step's record. A node's error is raised as
         RemoteError. A limit that runs out raises an error with the attribute `undelivered` if the node did not fetch
-        the order in time (and `withdrawn` if it surely never will), else one with the code of TimeoutExceededError:
-        what the node did is unknown then.
+        the order in time (and `withdrawn` if it surely never will), else one with the attribute `unanswered`: what
+        the node did is unknown then. Unless its limit lets it stand, the order is ended by that and never
+        delivered again.
         """
         command_id = CommandId(f"{self.job_id}:{ordinal}:{kind}" + (f":{attempt}" if attempt else ""))
         limit = limit or LIMITS[kind]
@@ -251,13 +252,7 @@ class Run:
             if command.state is CommandState.PENDING and waited_s > limit.delivery_s:
                 self._undelivered(command, limit)
             if waited_s > limit.total_s:
-                with self.ctx.store.transaction() as tx:
-                    commands.cancel(tx, command_id)
-                raise TimeoutExceededError(
-                    f"{command.kind} was not answered within {limit.total_s:.0f} s",
-                    hint="the node may still be at it: look at its log",
-                    command=command_id,
-                )
+                self._unanswered(command, limit)
             return None
 
         found: Command = self.wait(look)
@@ -277,6 +272,21 @@ class Run:
                 withdrawn = commands.withdraw(tx, command, error.to_dict(), self.ctx.clock())
             if not withdrawn:
                 return  # it was fetched at the last moment: go on waiting for its result
+        raise error
+
+    def _unanswered(self, command: Command, limit: Limit) -> None:
+        error = TimeoutExceededError(
+            f"{command.kind} was not answered within {limit.total_s:.0f} s",
+            hint="the node may still be at it: look at its log",
+            command=command.id,
+            unanswered=True,
+        )
+        if limit.withdraw:
+            # What the run gives up must never be handed out again: what it orders next may contradict it.
+            with self.ctx.store.transaction() as tx:
+                ended = commands.give_up(tx, command, error.to_dict(), self.ctx.clock())
+            if not ended:
+                return  # it was answered at the last moment
         raise error
 
     def wait(self, look: Callable[[float], Any]) -> Any:
@@ -345,6 +355,8 @@ class Run:
                     columns["state"] = advance(item.state, event)
                 code = f"{job.operation}-{'failed' if error is not None else 'done'}"
                 level = severity or (Severity.INFO if error is None else Severity.CRITICAL)
+                if error is not None:
+                    self._give_up_open(tx)
                 items.move(
                     tx,
                     item.id,
@@ -362,6 +374,16 @@ class Run:
                 )
 
         self.step("finish", once)
+
+    def _give_up_open(self, tx: Transaction) -> None:
+        """A job that failed leaves no order behind, but for those that stand until they are done."""
+        error = UnavailableError("the job ended before it was answered").to_dict()
+        left = [
+            command
+            for command in commands.open_of_job(tx, self.job_id)
+            if LIMITS.get(command.kind, Limit()).withdraw
+        ]
+        commands.give_up_all(tx, left, error, self.ctx.clock())
 
     def _task_seconds(self, tx: Transaction) -> Json:
         return {

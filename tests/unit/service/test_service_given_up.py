@@ -1,0 +1,156 @@
+"""Orders that a workflow gave up on are never handed out again, whatever the node does with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from secondsite.model.item import ItemState, Operation
+from secondsite.service.store import commands, events
+from secondsite.service.store.records import Command, Job
+from secondsite.service.usecases import operations, reports
+from secondsite.service.vocabulary import CommandState, JobState
+from secondsite.service.workflows.limits import LIMITS, Limit
+from support.service_world import ME, World, absent, failing
+
+
+def perform(world: World, operation: Operation, **options: Any) -> Job:
+    job = operations.start_operation(world.ctx, ME, "web-1", operation, operations.Options(**options))
+    return world.run(job.id)
+
+
+class Forgetful:
+    """A node that fetches an order, says at each poll that it runs nothing, and does not answer.
+
+    That is one whose results do not get through, and one that is restarted over and over.
+    """
+
+    def __init__(self, world: World, opposite: str) -> None:
+        self.world = world
+        self.opposite = opposite
+        self.fetched: list[tuple[Command, bool]] = []
+        """Each hand-out, and whether the opposite order had been given by then."""
+
+    def __call__(self, command: Command) -> None:
+        with self.world.store.transaction() as tx:
+            waiting = commands.deliverable(tx, command.node_id, (), lock=True)
+            if command.id not in {each.id for each in waiting}:
+                return  # it was given up between the look of the fake's loop and now
+            opposed = any(each.kind == self.opposite for each in waiting)
+            commands.mark_delivered(tx, [command.id], self.world.clock())
+            self.fetched.append((command, opposed))
+
+    @property
+    def command(self) -> Command:
+        return self.fetched[-1][0]
+
+
+def found(world: World, command: Command) -> Command:
+    with world.store.reading() as tx:
+        now = commands.find(tx, command.id)
+    assert now is not None
+    return now
+
+
+def late_results(world: World) -> list[str]:
+    with world.store.reading() as tx:
+        return [event.message for event in events.listed(tx) if event.code == "late-result"]
+
+
+def handed_out(world: World, command: Command) -> list[str]:
+    with world.store.reading() as tx:
+        return [each.id for each in commands.deliverable(tx, command.node_id, ())]
+
+
+@pytest.mark.parametrize("outcome", ["never", "succeeded", "failed"])
+def test_a_failover_that_is_not_answered_in_time_is_not_delivered_once_abandon_was_ordered(
+    world: World, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    world.protected()
+    monkeypatch.setitem(LIMITS, "target.failover", Limit(total_s=0.3))
+    node = Forgetful(world, opposite="target.abandon")
+    world.answers["target.failover"] = node
+    still_there: list[str] = []
+
+    def abandon(command: Command) -> dict[str, Any]:
+        still_there.extend(handed_out(world, command))
+        return {}
+
+    world.answers["target.abandon"] = abandon
+    job = perform(world, Operation.PLANNED_FAILOVER)
+    assert node.fetched
+    assert [opposed for _command, opposed in node.fetched] == [False] * len(node.fetched)
+    assert not [each for each in still_there if "target.failover" in each]
+    assert job.error is not None
+    assert job.error["code"] == "timeout"
+    after = found(world, node.command)
+    assert (after.state, after.cancelled) == (CommandState.FAILED, True)
+    world.clock.turn(minutes=30)
+    if outcome != "never":
+        result: dict[str, Any] = {"vm": "x", "sequence": 2}
+        told = {"result": result} if outcome == "succeeded" else {"error": {"code": "x", "message": "no"}}
+        for _ in range(2):
+            reports.take_result(
+                world.ctx,
+                after.node_id,
+                after.id,
+                **{"result": None, "error": None} | told,
+            )
+    assert handed_out(world, after) == []
+    assert len(late_results(world)) == (0 if outcome == "never" else 1)
+    assert found(world, after) == after
+    item = world.item()
+    assert (item.state, item.epoch, item.recovery_vm) == (ItemState.PROTECTED, 2, None)
+    assert world.kinds[-1] == "source.release"
+
+
+def test_a_prepare_that_is_not_answered_in_time_is_not_delivered_once_release_was_ordered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.protected()
+    monkeypatch.setitem(LIMITS, "source.prepare", Limit(total_s=-0.7))  # and the second for the shutdown
+    node = Forgetful(world, opposite="source.release")
+    world.answers["source.prepare"] = node
+    perform(world, Operation.PLANNED_FAILOVER, shutdown_timeout_s=1)
+    assert node.fetched
+    assert not any(opposed for _command, opposed in node.fetched)
+    assert handed_out(world, node.command) == []
+    assert reports.take_progress(world.ctx, node.command.node_id, node.command.id, {}) is True
+    assert world.args["source.release"] == {"epoch": 1}
+    assert world.item().state is ItemState.PROTECTED
+
+
+def test_a_release_that_waits_for_its_node_is_taken_back_by_the_next_prepare(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Delivered after the prepare, it would start the machine again while its replica boots."""
+    world.protected()
+    monkeypatch.setitem(LIMITS, "source.release", Limit(0.05, 0.05, withdraw=False))
+    world.answers["source.prepare"] = failing("the guest hangs")
+    world.answers["source.release"] = absent
+    perform(world, Operation.PLANNED_FAILOVER)
+    with world.store.reading() as tx:
+        (release,) = commands.open_of_item(tx, world.item().id)
+    assert release.kind == "source.release"
+    opposed: list[str] = []
+
+    def prepare(command: Command) -> dict[str, Any]:
+        opposed.extend(handed_out(world, command))
+        return world._usual(command)
+
+    world.answers["source.prepare"] = prepare
+    assert perform(world, Operation.PLANNED_FAILOVER).state is JobState.SUCCEEDED
+    assert len(opposed) == 1
+    assert found(world, release).state is CommandState.FAILED
+
+
+def test_a_job_that_failed_leaves_no_order_but_those_that_stand(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.protected()
+    monkeypatch.setitem(LIMITS, "target.test_start", Limit(total_s=0.2))
+    node = Forgetful(world, opposite="target.test_cleanup")
+    world.answers["target.test_start"] = node
+    assert perform(world, Operation.TEST_FAILOVER).state is JobState.FAILED
+    assert handed_out(world, node.command) == []
