@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from secondsite.model.item import ItemState, Operation
-from secondsite.service.store import commands, events
+from secondsite.service.store import commands, events, items
 from secondsite.service.store.records import Command, Job
 from secondsite.service.usecases import operations, reports
 from secondsite.service.vocabulary import CommandState, JobState
@@ -154,3 +155,24 @@ def test_a_job_that_failed_leaves_no_order_but_those_that_stand(
     world.answers["target.test_start"] = node
     assert perform(world, Operation.TEST_FAILOVER).state is JobState.FAILED
     assert handed_out(world, node.command) == []
+
+
+@pytest.mark.parametrize("cause", [failing("the guest hangs"), absent])
+def test_release_always_names_the_epoch_that_goes_on(
+    world: World, cause: Callable[[Command], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.protected()
+    released: list[dict[str, Any]] = []
+
+    def release(command: Command) -> dict[str, Any]:
+        released.append({"command": command.epoch, **command.args})
+        return {}
+
+    monkeypatch.setitem(LIMITS, "target.failover", Limit(delivery_s=0.3))
+    world.answers["source.release"] = release
+    world.answers["target.failover"] = cause
+    perform(world, Operation.PLANNED_FAILOVER)
+    epoch = world.item().epoch
+    assert released == [{"command": epoch, "epoch": epoch}]
+    with world.store.reading() as tx:
+        assert items.writable(tx, world.item().id)[-1].epoch == epoch

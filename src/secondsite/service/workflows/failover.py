@@ -226,7 +226,7 @@ def _give_up(run: Run, facts: Json) -> None:
 def _release(run: Run, facts: Json, cause: SecondSiteError, epoch: int) -> None:
     """Start the machine where it was and replicate on. If that fails, say so loudly: nobody runs it now."""
     _show_rollback(run)
-    args: Json = {} if epoch == facts["epoch"] else {"epoch": epoch}
+    args: Json = {"epoch": epoch}
     last: SecondSiteError | None = None
     for attempt in range(RELEASE_ATTEMPTS):
         try:
