@@ -28,6 +28,7 @@ from secondsite import processes
 from secondsite.api_client import ApiClient, Connection
 from secondsite.errors import SecondSiteError
 from secondsite.journal import Journal, PointInfo
+from secondsite.journal.extract import extract_all
 from secondsite.lab import sites
 from secondsite.lab.console import ConsoleReader
 from secondsite.lab.guest.builder import GuestFiles
@@ -35,7 +36,9 @@ from secondsite.lab.guest.definition import domain_xml
 from secondsite.lab.guest.disks import create_disks
 from secondsite.lab.hypervisor import Hypervisor
 from secondsite.lab.records import RecordCheck, check_records
+from secondsite.model.ids import Sequence as PointSequence
 from secondsite.model.units import BLOCK
+from secondsite.nbd.image import base_opener
 from support.guests import built_guest
 from support.leftovers import short_folder
 
@@ -271,14 +274,15 @@ class LabStory:
         return until(sealed, f"{more} points after {before}", timeout_s) or 0
 
     def extract(self, name: str, sequence: int, site: str = "secondary") -> list[Path]:
-        """Take a point out with the stand-alone command; return its disks in the guest's order."""
-        journal = self.journal(name, site)
+        """Take a point out, each byte compared with its digest; return its disks in the guest's order."""
         output = self._boot / f"out-{name}-{sequence}-{time.monotonic_ns()}"
         # A journal whose base was adopted is read beside the node that writes it.
         run = Path(self.facts["sites"][site]["node_state"]) / "run"
-        options = ["--sequence", str(sequence), "--output", str(output), "--run-dir", str(run)]
-        self.cli("journal", "extract", str(journal), *options)
-        return sorted(output.glob("*.raw"))
+        with (
+            Journal.open(self.journal(name, site), writable=False, open_base=base_opener(run)) as journal,
+            journal.view(PointSequence(sequence), purpose="test", verify=True) as view,
+        ):
+            return extract_all(view, sorted(view.disks), output, suffix="raw")
 
     def check_point(self, name: str, sequence: int, site: str = "secondary") -> RecordCheck:
         """Extract a point and judge it by the guest's own records."""
