@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from secondsite.errors import ConflictError, SecondSiteError
+from secondsite.errors import ConflictError, RemoteError, SecondSiteError
 from secondsite.model.item import Direction, ItemState, Operation, TestState
 from secondsite.service.monitor import look
 from secondsite.service.store import commands, events, items, jobs, points
@@ -437,12 +437,53 @@ def test_a_failed_over_item_is_forgotten_by_the_roles_that_its_nodes_have(world:
 def test_a_node_in_another_role_than_expected_is_asked_by_its_role(world: World) -> None:
     world.protected()
     world.kinds.clear()
-    world.answers["source.stop"] = lambda _command: ConflictError("this node is standby")
-    world.answers["target.remove"] = lambda command: (
-        ConflictError("this node is source") if ":0:" in command.id else {}
-    )
-    succeed(world, Operation.DISABLE)
-    assert world.kinds == ["source.stop", "target.remove", "standby.remove", "target.remove"]
+    asked: list[tuple[str, bool]] = []
+
+    def answer(command: Command) -> Any:
+        asked.append((command.kind, command.args["delete_replica"]))
+        first = ":0:" in command.id and command.kind != "standby.remove"
+        return wrong_role("this node is standby") if first else {}
+
+    world.answers |= dict.fromkeys(("source.stop", "target.remove", "standby.remove"), answer)
+    succeed(world, Operation.DISABLE, delete_replica=True)
+    assert asked == [
+        ("source.stop", True),
+        ("target.remove", False),
+        ("standby.remove", False),
+        ("target.remove", True),
+    ]
+
+
+def wrong_role(message: str) -> SecondSiteError:
+    """The error by which a node says that it has another role."""
+    return RemoteError({"code": "wrong_role", "message": message})
+
+
+@pytest.mark.parametrize("code", ["conflict", "operation_refused", "corrupt"])
+def test_a_refusal_that_says_nothing_of_the_role_is_not_taken_for_another_role(
+    world: World, code: str
+) -> None:
+    """A guess here removes disks or a machine of somebody's."""
+    world.protected()
+    world.kinds.clear()
+    refusal = RemoteError({"code": code, "message": "the images are in use"})
+    world.answers["source.stop"] = lambda _command: refusal
+    job = perform(world, Operation.DISABLE, delete_replica=True)
+    assert job.error is not None
+    assert job.error["code"] == code
+    assert world.kinds == ["source.stop"]
+
+
+def test_a_disable_that_failed_still_knows_which_node_is_the_standby(world: World) -> None:
+    world.protected()
+    succeed(world, Operation.PLANNED_FAILOVER)
+    world.answers["target.remove"] = failing("busy")
+    assert perform(world, Operation.DISABLE).state is JobState.FAILED
+    del world.answers["target.remove"]
+    world.kinds.clear()
+    succeed(world, Operation.DISABLE, delete_replica=True)
+    assert world.kinds == ["standby.remove", "target.remove"]
+    assert world.args["standby.remove"]["delete_replica"] is True
 
 
 def test_a_disable_that_fails_is_tried_again_or_forced(world: World) -> None:

@@ -1,8 +1,9 @@
 """Disable: nothing of ours is left on either side. The machine goes on where it runs.
 
-A node forgets an item by the command of its role. Which role it has may be unknown after a failed operation, so each
-role's command is tried in the order of likelihood; a node refuses the command of a role that it has not, and answers
-any of them at once when it knows nothing of the item.
+A node forgets an item by the command of its role. Which role it has may be unknown after a failed operation: first
+comes the command of the role that it has by what the service recorded; if the node answers `wrong_role`, and only
+then, those of the other roles are tried. They are guesses, and a guess deletes no disks (`delete_replica` is false). A
+node answers any of them at once when it knows nothing of the item.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from secondsite.errors import SecondSiteError
-from secondsite.model.item import Event, ItemState
+from secondsite.model.item import Event
 from secondsite.service.store import commands
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Json
@@ -20,8 +21,8 @@ from secondsite.service.workflows.run import Run
 
 SOURCE, TARGET = range(2)
 TASKS: Final = ("stop and forget at the source", "remove at the target")
-WRONG_ROLE: Final = frozenset({"conflict", "operation_refused"})
-FAILED_OVER: Final = frozenset({ItemState.COMMIT_PENDING.value, ItemState.COMMITTED.value})
+WRONG_ROLE: Final = "wrong_role"
+"""The code by which a node says that it has another role. Anything else, a conflict too, says nothing of the role."""
 
 
 def disable(run: Run) -> None:
@@ -33,7 +34,7 @@ def disable(run: Run) -> None:
         SOURCE: ("source.stop", "target.remove", "standby.remove"),
         TARGET: ("target.remove", "standby.remove", "source.stop"),
     }
-    if parameters.get("from_state") in FAILED_OVER:
+    if facts["failed_over"]:
         kinds[SOURCE] = ("standby.remove", "target.remove", "source.stop")
     left: list[str] = []
     for ordinal, side in ((SOURCE, "source"), (TARGET, "target")):
@@ -68,6 +69,7 @@ def disable(run: Run) -> None:
 
 def _forget(run: Run, facts: Json, ordinal: int, node: str, kinds: tuple[str, ...]) -> None:
     first: SecondSiteError | None = None
+    delete_replica = bool(facts["parameters"]["delete_replica"])
     for kind in kinds:
         try:
             run.command(
@@ -76,11 +78,11 @@ def _forget(run: Run, facts: Json, ordinal: int, node: str, kinds: tuple[str, ..
                 node,
                 facts["item"],
                 facts["epoch"],
-                {"delete_replica": bool(facts["parameters"]["delete_replica"])},
+                {"delete_replica": delete_replica and first is None},
             )
         except SecondSiteError as error:
             first = first or error
-            if error.code not in WRONG_ROLE:
+            if error.code != WRONG_ROLE:
                 raise
         else:
             return

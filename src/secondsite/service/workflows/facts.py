@@ -35,6 +35,7 @@ def read_facts(run: Run) -> Json:
                 "target_address": list(target.address),
                 "networks": item.networks,
                 "failover": item.failover,
+                "failed_over": _failed_over(item),
                 "last_sequence": item.last_sequence,
                 "journal": item.journal_node_id,
                 "parameters": job.parameters,
@@ -42,6 +43,11 @@ def read_facts(run: Run) -> Json:
 
     facts: Json = run.step("facts", action)
     return facts
+
+
+def _failed_over(item: Item) -> bool:
+    """Whether the machine runs on the target's side: a failover in the present direction was made, and not reversed."""
+    return item.failover is not None and item.failover["direction"] == item.direction.value
 
 
 def check_nodes(tx: Transaction, item: Item) -> None:
