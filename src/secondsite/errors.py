@@ -82,6 +82,12 @@ class ConflictError(SecondSiteError):
     code = "conflict"
 
 
+class WrongRoleError(ConflictError):
+    """The node has another role for the item than the command is for."""
+
+    code = "wrong_role"
+
+
 class OperationRefusedError(SecondSiteError):
     """The state of the item does not allow the operation; the hint says what to do instead."""
 

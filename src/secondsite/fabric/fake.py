@@ -265,13 +265,13 @@ class FakeFabric:
             machine.text = next(iter(locked_xmls(machine.text, reason=reason, autostart=machine.autostart)))
             machine.autostart = False
 
-    def unlock_power(self, vm: str) -> None:
+    def unlock_power(self, vm: str, *, autostart: bool = True) -> None:
         """See `Fabric.unlock_power`."""
         with self._call("unlock_power", vm):
             machine = self._get(vm)
             kept = unlocked_xml(machine.text)
             if kept is not None:
-                machine.text, machine.autostart = kept.text, kept.autostart
+                machine.text, machine.autostart = kept.text, kept.autostart and autostart
 
     def locked(self, vm: str) -> str | None:
         """See `Fabric.locked`."""

@@ -94,9 +94,9 @@ class LibvirtFabric:
         with self._definitions:
             self._power.lock(vm, reason)
 
-    def unlock_power(self, vm: str) -> None:
+    def unlock_power(self, vm: str, *, autostart: bool = True) -> None:
         with self._definitions:
-            self._power.unlock(vm)
+            self._power.unlock(vm, autostart=autostart)
 
     def locked(self, vm: str) -> str | None:
         return self._power.locked(vm)

@@ -164,14 +164,14 @@ class Power:
             if locked(domain) != reason or domain.autostart():
                 raise HypervisorError(f"{vm} was locked but its definition does not show it", vm=vm)
 
-    def unlock(self, vm: str) -> None:
+    def unlock(self, vm: str, *, autostart: bool) -> None:
         """See `Fabric.unlock_power`."""
         with self._connection.domain(vm, "unlock") as domain:
             kept = unlocked_xml(inactive_xml(domain), secure_text=secure_xml(domain))
             if kept is None:
                 return
             domain.connect().defineXML(kept.text)
-            domain.setAutostart(int(kept.autostart))
+            domain.setAutostart(int(kept.autostart and autostart))
             if locked(domain) is not None:
                 raise HypervisorError(f"{vm} was unlocked but its definition does not show it", vm=vm)
 

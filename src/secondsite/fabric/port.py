@@ -195,8 +195,10 @@ class Fabric(Protocol):
         """
         ...
 
-    def unlock_power(self, vm: str) -> None:
-        """Give back exactly the definition and autostart that `lock_power` found."""
+    def unlock_power(self, vm: str, *, autostart: bool = True) -> None:
+        """Give back exactly the definition and autostart that `lock_power` found; with `autostart` false the machine
+        does not start with its host, whatever it did before.
+        """
         ...
 
     def locked(self, vm: str) -> str | None:

@@ -29,13 +29,16 @@ from secondsite.node.channel import Channel
 from secondsite.node.config import Folders, NodeConfig
 from secondsite.node.executor import Executor
 from secondsite.node.records import ItemRecord, ItemStore
+from secondsite.node.renewal import Renewal
+from secondsite.node.renewal import finish as finish_renewal
 from secondsite.node.report import Reporter
 from secondsite.node.source.commands import SourceCommands
 from secondsite.node.source.replicator import Adapters, Replicators
 from secondsite.node.target.commands import TargetCommands
 from secondsite.node.target.journals import Journals
 from secondsite.node.target.receiver import JournalReceiver
-from secondsite.node.target.replicas import Replicas, Settler
+from secondsite.node.target.replicas import Replicas
+from secondsite.node.target.settler import Settler
 from secondsite.node.target.upkeep import Upkeep
 from secondsite.node.target.views import Views
 from secondsite.ship.client import Endpoint, JsonClient
@@ -59,6 +62,7 @@ class NodeDaemon:
         credentials = Credentials(
             folders.identity / "node.pem", folders.identity / "node.key", folders.identity / "ca.pem"
         )
+        finish_renewal(credentials)
         self.fabric = fabric or LibvirtFabric(self.config.fabric)
         self.items = ItemStore(folders.items)
         self._limiters: dict[str, TokenBucket] = {}
@@ -102,7 +106,9 @@ class NodeDaemon:
         service = Endpoint(
             self.config.service_host, self.config.service_port, NodeId(self.config.service_name)
         )
-        self.channel = Channel(JsonClient(service, credentials), reporter.make, reporter.forget_sent)
+        client = JsonClient(service, credentials)
+        self.channel = Channel(client, reporter.make, reporter.forget_sent)
+        self.renewal = Renewal(credentials, client, self._renewed, clock)
         handlers = {
             **SourceCommands(self.items, self.replicators, self.fabric).handlers(),
             **TargetCommands(
@@ -117,10 +123,13 @@ class NodeDaemon:
         self.replicators.start_all()
         self.upkeep.start()
         self.channel.start(self.executor.submit, self.executor.running)
+        self.renewal.start()
         log.info("node started", node=self.config.node, name=self.config.name)
 
     def close(self) -> None:
         """End in the reverse order. Views and machines go on."""
+        self.executor.stopping()
+        self.renewal.close()
         self.channel.close()
         self.replicators.close()
         self.listener.stop()
@@ -130,6 +139,10 @@ class NodeDaemon:
         self.journals.close()
         self.fabric.close()
         self._lock.release()
+
+    def _renewed(self) -> None:
+        """New connections show the new certificate. A sender whose old one is refused is made anew by its next cycle."""
+        self.listener.reload()
 
     def _limiter(self, record: ItemRecord) -> TokenBucket | None:
         limit = record.policy.bandwidth_limit

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from secondsite.model.ids import CommandId, Epoch, ItemId, parse_item_id
 from secondsite.node.records import ItemStore
 
 RESULTS_KEPT: Final = 2000
+CUT_BY_STOP: Final = frozenset({"cancelled", "stopped"})
+"""What a handler ends with because the node stops: no outcome, the command runs again after the start."""
 _ID_CHARS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:")
 
 log = structlog.get_logger(__name__)
@@ -91,6 +94,9 @@ class Executor:
         self._pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="command")
         self._lock = threading.Lock()
         self._running: set[CommandId] = set()
+        self._waiting: dict[ItemId, deque[Command]] = {}
+        self._unsaved: dict[CommandId, dict[str, Any]] = {}
+        self._closing = False
         folder.mkdir(parents=True, exist_ok=True)
 
     def running(self) -> list[CommandId]:
@@ -106,14 +112,41 @@ class Executor:
             # Asked for only now: a run leaves its result before it leaves the running ones.
             kept = self._kept(command.id)
             if kept is None:
-                self._pool.submit(self._run, command)
-                self._running.add(command.id)
+                self._enqueue(command)
         if kept is not None:
             self._answers.result(command.id, kept)
 
+    def stopping(self) -> None:
+        """From now on, what ends by being cancelled was cut by our own stop."""
+        self._closing = True
+
     def close(self) -> None:
         """Wait for what runs; start nothing more."""
+        self.stopping()
+        with self._lock:
+            self._waiting = {item: deque() for item in self._waiting}
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _enqueue(self, command: Command) -> None:
+        """The caller holds the lock. One worker per item takes its commands in their order."""
+        if command.item is None:
+            self._pool.submit(self._run, command)
+        elif command.item in self._waiting:
+            self._waiting[command.item].append(command)
+        else:
+            self._pool.submit(self._drain, command.item)
+            self._waiting[command.item] = deque([command])
+        self._running.add(command.id)
+
+    def _drain(self, item: ItemId) -> None:
+        while True:
+            with self._lock:
+                waiting = self._waiting.get(item)
+                if not waiting:
+                    self._waiting.pop(item, None)
+                    return
+                command = waiting.popleft()
+            self._run(command)
 
     def _run(self, command: Command) -> None:
         outcome: dict[str, Any]
@@ -130,12 +163,15 @@ class Executor:
                     hint="this is a bug of the node: its log has the traceback",
                 ).to_dict()
             }
+        if self._closing and outcome.get("error", {}).get("code") in CUT_BY_STOP:
+            return
         try:
             durable.write_atomic(self._path(command.id), json.dumps(outcome).encode())
             self._prune()
         except Exception:
-            # A full disk, most likely. The service gets its answer; if that is lost, the command runs again.
+            # A full disk, most likely. The service gets its answer, also when it asks again before a restart.
             log.exception("a result could not be kept", command=command.id)
+            self._unsaved[command.id] = outcome
         finally:
             with self._lock:
                 self._running.discard(command.id)
@@ -181,6 +217,8 @@ class Executor:
         return self._folder / f"{command}.json"
 
     def _kept(self, command: CommandId) -> dict[str, Any] | None:
+        if command in self._unsaved:
+            return self._unsaved[command]
         try:
             outcome = json.loads(self._path(command).read_text())
         except (FileNotFoundError, ValueError):

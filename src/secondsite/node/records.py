@@ -24,7 +24,7 @@ import blake3
 import structlog
 
 from secondsite import durable
-from secondsite.errors import ConflictError, CorruptError, NotFoundError, StaleEpochError
+from secondsite.errors import CorruptError, NotFoundError, StaleEpochError, WrongRoleError
 from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId, NodeId, Sequence, parse_item_id
 from secondsite.model.policy import Policy
 
@@ -100,6 +100,11 @@ class ItemRecord:
     test: Replica | None = None
     failover: Replica | None = None
     images: Mapping[DiskKey, str] = field(default_factory=dict)
+    """The old machine's disks: prepared (with marks), or the base of the journal."""
+    marks: Mapping[DiskKey, list[list[int]]] = field(default_factory=dict)
+    """What the files of those disks looked like when the last point was sealed; empty once they were adopted."""
+    ran: bool = True
+    """Whether the machine ran when its failover was prepared: a roll back starts it again only then."""
     counters: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -251,10 +256,10 @@ class ItemStore:
 
 
 def require_role(record: ItemRecord, *roles: Role) -> None:
-    """Raise ConflictError unless the node has one of these roles for the item."""
+    """Raise WrongRoleError unless the node has one of these roles for the item."""
     if record.role not in roles:
         wanted = " or ".join(role.value for role in roles)
-        raise ConflictError(
+        raise WrongRoleError(
             f"this node is {record.role.value} for {record.name}, not {wanted}",
             hint="look at the item: another operation changed its role",
             item=record.item,

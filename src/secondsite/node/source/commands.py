@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import structlog
 
 from secondsite.blocks import DigestTable
-from secondsite.errors import ConflictError, InvalidInputError, OperationRefusedError
+from secondsite.errors import ConflictError, InvalidInputError, OperationRefusedError, TrackingLostError
 from secondsite.fabric.port import Fabric, PowerState
 from secondsite.model.ids import Epoch, ItemId, NodeId, parse_disk_key
 from secondsite.model.manifest import Consistency, Manifest, format_time
 from secondsite.model.policy import Policy
 from secondsite.node.executor import Command, Handler, Progress
+from secondsite.node.images import marks_of
 from secondsite.node.records import Acked, ItemRecord, ItemStore, Peer, Role, require_role
 from secondsite.node.source.replicator import Replicators
 
-LOCK_REASON = "failed over to the other site by Second Site"
+LOCK_REASON: Final = "failed over to the other site by Second Site"
+SHUTDOWNS_MAX: Final = 3
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,14 @@ class SourceCommands:
             raise ConflictError(f"the failover of {record.name} is not committed", hint="commit it first")
         manifest = Manifest.from_bytes((self.items.folder(item) / "manifest.json").read_bytes())
         acked = Acked(failover.sequence, failover.digest, format_time(manifest.time), failover.checkpoint)
-        self.replicators.adopt_checkpoint(record, failover.checkpoint)
+        try:
+            self.replicators.adopt_checkpoint(record, failover.checkpoint)
+        except TrackingLostError as error:
+            # The replica's QEMU was killed meanwhile: the first cycle finds what changed by compare.
+            log.warning("the replica's bitmap is lost, comparing", item=item, reason=error.message)
+            self.items.count(item, "tracking_lost")
+            self.replicators.forget_checkpoints(record)
+            acked = replace(acked, checkpoint="")
         self.items.change(
             item,
             role=Role.SOURCE,
@@ -115,21 +128,23 @@ class SourceCommands:
         item = _item(command)
         record = self.items.get(item)
         require_role(record, Role.SOURCE, Role.PREPARING, Role.PREPARED)
-        if record.role is not Role.PREPARED:
-            self.items.change(item, role=Role.PREPARING)
+        # Prepared once is not prepared for ever: somebody may have started the machine since.
+        if record.role is not Role.PREPARED or not self._is_off_and_locked(record.vm):
+            ran = record.ran if record.role is Role.PREPARING else self._runs(record.vm)
+            self.items.change(item, role=Role.PREPARING, ran=ran, marks={})
             progress(0.1, "waiting for the cycle that runs")
             self.replicators.stop(item)
-            if self.fabric.power(record.vm) is not PowerState.OFF:
-                progress(0.2, "shutting the guest down")
-                timeout_s = float(command.args.get("shutdown_timeout_s", 120))
-                if not self.fabric.shutdown(record.vm, timeout_s=timeout_s):
-                    progress(0.4, "the guest did not shut down in time: cutting its power")
-                    self.fabric.power_off(record.vm)
-            # Locked before the last point is taken: nothing can be written after it.
-            self.fabric.lock_power(record.vm, LOCK_REASON)
+            self._shut_down_and_lock(record.vm, float(command.args.get("shutdown_timeout_s", 120)), progress)
             progress(0.5, "shipping the last changes")
             self.replicators.run_once(item, Consistency.PLANNED, progress)
-            self.items.change(item, role=Role.PREPARED)
+            if not self._is_off_and_locked(record.vm):
+                raise ConflictError(
+                    f"{record.name} was started while its last changes were shipped",
+                    hint="find out who starts it (a cluster manager?), then fail over again",
+                    item=item,
+                )
+            images, marks = marks_of(self.fabric.find(record.vm), record.disks)
+            self.items.change(item, role=Role.PREPARED, images=images, marks=marks)
         acked = self.items.get(item).acked
         assert acked is not None
         return {"sequence": acked.sequence, "digest": acked.digest, "time": acked.time}
@@ -139,12 +154,13 @@ class SourceCommands:
         item = _item(command)
         record = self.items.get(item)
         require_role(record, Role.SOURCE, Role.PREPARING, Role.PREPARED)
-        epoch = Epoch(int(command.args.get("epoch") or record.epoch))
+        epoch = Epoch(max(record.epoch, command.epoch, int(command.args.get("epoch") or 0)))
         self.fabric.unlock_power(record.vm)
-        if record.role is not Role.SOURCE:
-            self.fabric.start(record.vm)
-        self.items.change(item, role=Role.SOURCE, epoch=epoch)
+        # The source again, and replicated, also if it cannot be started: whoever starts it later is protected.
+        self.items.change(item, role=Role.SOURCE, epoch=epoch, images={}, marks={})
         self.replicators.start(item)
+        if record.ran:
+            self.fabric.start(record.vm)
         return {}
 
     def demote(self, command: Command, progress: Progress) -> Mapping[str, Any]:
@@ -170,6 +186,27 @@ class SourceCommands:
             self.fabric.unlock_power(record.vm)
         self.items.remove(item)
         return {}
+
+    def _runs(self, vm: str) -> bool:
+        return self.fabric.power(vm) is not PowerState.OFF
+
+    def _is_off_and_locked(self, vm: str) -> bool:
+        return not self._runs(vm) and self.fabric.locked(vm) is not None
+
+    def _shut_down_and_lock(self, vm: str, timeout_s: float, progress: Progress) -> None:
+        """Observed: it is off, and was when it was locked. Locked before the last point is taken: nothing can be
+        written after it. The lock forbids the next start, so one that slipped in before it is shut down again.
+        """
+        for _ in range(SHUTDOWNS_MAX):
+            if self._runs(vm):
+                progress(0.2, "shutting the guest down")
+                if not self.fabric.shutdown(vm, timeout_s=timeout_s):
+                    progress(0.4, "the guest did not shut down in time: cutting its power")
+                    self.fabric.power_off(vm)
+            self.fabric.lock_power(vm, LOCK_REASON)
+            if not self._runs(vm):
+                return
+        raise ConflictError(f"{vm} is started again and again", hint="find out who starts it, then try again")
 
 
 def _item(command: Command) -> ItemId:

@@ -18,10 +18,11 @@ from secondsite.model.policy import Policy
 from secondsite.nbd.image import stop_shared
 from secondsite.node.config import Folders
 from secondsite.node.executor import Command, Handler, Progress
-from secondsite.node.images import release_images
+from secondsite.node.images import mark_of_chain, release_images
 from secondsite.node.records import ItemRecord, ItemStore, Peer, Replica, Role, require_role
 from secondsite.node.target.journals import Journals
-from secondsite.node.target.replicas import Replicas, Settler
+from secondsite.node.target.replicas import Replicas
+from secondsite.node.target.settler import Settler
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +87,7 @@ class TargetCommands:
         record = self.items.get(item)
         require_role(record, Role.STANDBY, Role.TARGET)
         if record.role is Role.STANDBY:
-            if not record.images:
-                images = {
-                    disk.key: str(disk.path)
-                    for disk in self.fabric.find(record.vm).disks
-                    if disk.key in record.disks and disk.path is not None
-                }
-                record = self.items.change(item, images=images)
-            if set(record.images) != set(record.disks):
-                raise ConflictError(
-                    f"the disks of {record.name} are not what they were: {sorted(record.images)}",
-                    hint="disable the item and protect the machine again",
-                    item=item,
-                )
+            record = self._accept_images(record)
             if _known(self.fabric, record.vm):
                 definition = self.fabric.definition(record.vm)
                 durable.write_atomic(self.items.folder(item) / "machine.xml", definition.text.encode())
@@ -126,6 +115,24 @@ class TargetCommands:
                 policy=Policy(**args["policy"]),
             )
         return {}
+
+    def _accept_images(self, record: ItemRecord) -> ItemRecord:
+        """Take the old machine's disks for the last point only if nobody has written to them since it was sealed.
+
+        Their marks go once they were compared: what comes next (removing our bitmaps) is a write of our own.
+        """
+        if record.images and not record.marks:
+            return record
+        for disk in record.disks:
+            path = Path(record.images.get(disk, ""))
+            if not path.is_file() or mark_of_chain(path) != record.marks.get(disk):
+                raise ConflictError(
+                    f"disk {disk} of {record.name} was changed after its last point was sealed: {path}",
+                    hint="it cannot be the base of a journal: disable the item and protect the machine again",
+                    item=record.item,
+                    disk=disk,
+                )
+        return self.items.change(record.item, marks={})
 
     def policy(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Take a changed policy; retention follows it at its next round."""
@@ -162,7 +169,9 @@ class TargetCommands:
 
     def abandon(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Undo a failover that did not come to its end."""
-        self.replicas.abandon(_item(command), Epoch(int(command.args["epoch"])))
+        item = _item(command)
+        self.settler.cancel(item)
+        self.replicas.abandon(item, Epoch(int(command.args["epoch"])))
         return {}
 
     def commit(self, command: Command, progress: Progress) -> Mapping[str, Any]:
@@ -173,6 +182,7 @@ class TargetCommands:
         self.settler.wait(
             item, lambda done, total: progress(None, "copying", bytes_done=done, bytes_total=total)
         )
+        self.settler.join(item)
         self.replicas.let_go(item)
         self._delete_journal(record, remove_images=True)
         self.items.change(item, images={})
@@ -207,12 +217,33 @@ class TargetCommands:
         if record is None:
             return {}
         require_role(record, Role.STANDBY, Role.PREPARED)
+        result: dict[str, Any] = {}
         if _known(self.fabric, record.vm):
-            self.fabric.unlock_power(record.vm)
-            if command.args.get("delete_replica"):
-                self.fabric.undefine(record.vm, keep_disks=False)
+            # Off and off for good: the other side runs it, so it must not start with its host either.
+            self.fabric.unlock_power(record.vm, autostart=False)
+            result["autostart"] = False
+            took_over = record.role is Role.STANDBY or command.epoch > record.epoch
+            if command.args.get("delete_replica") and took_over:
+                images = self._own_images(record)
+                self.fabric.undefine(record.vm, keep_disks=True)
+                self.fabric.delete_disks(images)
         self.items.remove(item)
-        return {}
+        return result
+
+    def _own_images(self, record: ItemRecord) -> list[Path]:
+        """The images of the protected disks, but for those that another machine names: others were never replicated."""
+        others = {
+            disk.path for vm in self.fabric.inventory().vms if vm.uuid != record.vm for disk in vm.disks
+        }
+        return [
+            disk.path
+            for disk in self.fabric.find(record.vm).disks
+            if disk.key in record.disks
+            and disk.path is not None
+            and not disk.shareable
+            and not disk.readonly
+            and disk.path not in others
+        ]
 
     def _delete_journal(self, record: ItemRecord, *, remove_images: bool) -> None:
         self.journals.delete(record.item, remove_images=remove_images)

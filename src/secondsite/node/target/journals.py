@@ -19,11 +19,13 @@ class Journals:
         self._folder = folder
         self._open_base = open_base
         self._lock = threading.Lock()
+        self._locks: dict[ItemId, threading.Lock] = {}
         self._open: dict[ItemId, Journal] = {}
 
     def get(self, item: ItemId) -> Journal:
         """Return the item's journal; NotFoundError if there is none."""
-        with self._lock:
+        # A lock of its own for each: opening one may finish a fold, and nobody else's points wait for that.
+        with self._lock_of(item):
             journal = self._open.get(item)
             if journal is None:
                 path = self._folder(item)
@@ -41,9 +43,13 @@ class Journals:
         if not self.exists(item):
             return
         journal = self.get(item)
-        with self._lock:
+        with self._lock_of(item):
+            journal.delete(remove_images=remove_images)  # refused while somebody reads: then it stays open
             self._open.pop(item, None)
-        journal.delete(remove_images=remove_images)
+
+    def _lock_of(self, item: ItemId) -> threading.Lock:
+        with self._lock:
+            return self._locks.setdefault(item, threading.Lock())
 
     def close(self) -> None:
         """Close them all."""

@@ -7,7 +7,6 @@ before its first boot, so that the way back ships only what changed.
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,14 +15,16 @@ from pathlib import Path
 import structlog
 
 from secondsite import durable
-from secondsite.errors import (
-    ConflictError,
-    NotFoundError,
-    OperationRefusedError,
-    OutOfSequenceError,
-    SecondSiteError,
+from secondsite.errors import NotFoundError, OperationRefusedError, OutOfSequenceError, StaleEpochError
+from secondsite.fabric.port import (
+    DiskSource,
+    Fabric,
+    Labels,
+    NbdBacking,
+    ReplicaRole,
+    ReplicaSpec,
+    VmInfo,
 )
-from secondsite.fabric.port import DiskSource, Fabric, Labels, NbdBacking, ReplicaRole, ReplicaSpec
 from secondsite.journal import Journal
 from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId, Sequence
 from secondsite.model.manifest import Manifest
@@ -81,7 +82,7 @@ class Replicas:
     def remove_test(self, item: ItemId) -> None:
         """Remove the test's machine, its disks, its view and its pin. Idempotent."""
         record = self._items.get(item)
-        self._remove_machines(record, ReplicaRole.TEST)
+        self._remove_machines(item, ReplicaRole.TEST)
         if record.test is not None:
             self._views.end(record.test.socket)
         self._remove_overlays(record, ReplicaRole.TEST)
@@ -107,10 +108,19 @@ class Replicas:
             raise OperationRefusedError(
                 f"a test failover of {record.name} exists", hint="clean it up first: cleanup-test", item=item
             )
-        if record.failover is not None and record.failover.started and record.epoch == new_epoch:
-            return record.failover
+        if record.role is Role.TARGET and new_epoch <= record.epoch:
+            # Role and epoch are written together, so no first run left this: it was abandoned, and is late.
+            raise StaleEpochError(
+                f"a failover of {record.name} to epoch {new_epoch} comes after epoch {record.epoch}",
+                item=item,
+                epoch=new_epoch,
+                current=record.epoch,
+            )
+        begun = record.failover if record.role is Role.ACTIVE and record.epoch == new_epoch else None
+        if begun is not None and begun.started:
+            return begun
         journal = self._journals.get(item)
-        manifest = _manifest(journal, record.failover.sequence if record.failover else sequence)
+        manifest = _manifest(journal, begun.sequence if begun else sequence)
         found = _digest(journal, manifest.sequence)
         if digest is not None and found != digest:
             raise OutOfSequenceError(
@@ -121,7 +131,7 @@ class Replicas:
             )
         journal.pin(manifest.sequence, FAILOVER_PIN)
         journal.raise_epoch(new_epoch)
-        failover = record.failover or Replica(
+        failover = begun or Replica(
             "",
             name,
             manifest.sequence,
@@ -138,10 +148,14 @@ class Replicas:
 
     def abandon(self, item: ItemId, epoch: Epoch) -> None:
         """Undo a failover that did not come to its end: remove the machine, be a target again under `epoch`."""
-        record = self._items.get(item)
+        record = self._items.find(item)
+        if record is None:
+            # Nothing is known of it any more; what runs of it is found by its labels.
+            self._remove_machines(item, ReplicaRole.REPLICA)
+            return
         require_role(record, Role.TARGET, Role.ACTIVE)
         if record.failover is not None:
-            self._remove_machines(record, ReplicaRole.REPLICA)
+            self._remove_machines(item, ReplicaRole.REPLICA)
             self._views.end(record.failover.socket)
             self._remove_overlays(record, ReplicaRole.REPLICA)
         journal = self._journals.get(item)
@@ -171,6 +185,8 @@ class Replicas:
                 journal.digests_at(view, disk, path)
             durable.write_atomic(folder / "manifest.json", view.manifest.to_bytes())
         self._fabric.make_standalone(failover.vm, progress=progress, cancelled=cancelled)
+        if self._items.get(item).failover != failover:
+            return  # abandoned meanwhile: nothing to say of it any more
         self._items.change(item, failover=replace(failover, standalone=True))
         self.let_go(item)
 
@@ -208,6 +224,12 @@ class Replicas:
         networks: Mapping[str, str | None],
     ) -> str:
         item = record.item
+        for vm in self._machines(item, role):
+            if vm.labels is not None and vm.labels.epoch == epoch:
+                # A crash came between its start and our note of it; it may have served already.
+                self._views.ensure(replica.socket, self._folders.journal(item), manifest.sequence)
+                self._fabric.start(vm.uuid)
+                return vm.uuid
         socket = self._views.ensure(replica.socket, self._folders.journal(item), manifest.sequence)
         disks: dict[DiskKey, DiskSource] = {}
         self._folders.replicas(item).mkdir(parents=True, exist_ok=True)
@@ -233,12 +255,17 @@ class Replicas:
     def _overlay(self, record: ItemRecord, role: ReplicaRole, epoch: Epoch, disk: DiskKey) -> Path:
         return self._folders.replicas(record.item) / f"{role.value}-e{epoch}-{disk}.qcow2"
 
-    def _remove_machines(self, record: ItemRecord, role: ReplicaRole) -> None:
-        for vm in self._fabric.list_ours():
-            labels = vm.labels
-            if labels is not None and labels.item == record.item and labels.role is role:
-                self._fabric.power_off(vm.uuid)
-                self._fabric.undefine(vm.uuid, keep_disks=True)
+    def _machines(self, item: ItemId, role: ReplicaRole) -> list[VmInfo]:
+        return [
+            vm
+            for vm in self._fabric.list_ours()
+            if vm.labels is not None and vm.labels.item == item and vm.labels.role is role
+        ]
+
+    def _remove_machines(self, item: ItemId, role: ReplicaRole) -> None:
+        for vm in self._machines(item, role):
+            self._fabric.power_off(vm.uuid)
+            self._fabric.undefine(vm.uuid, keep_disks=True)
 
     def _remove_overlays(self, record: ItemRecord, role: ReplicaRole) -> None:
         folder = self._folders.replicas(record.item)
@@ -247,64 +274,6 @@ class Replicas:
         self._fabric.delete_disks(sorted(folder.glob(f"{role.value}-e{epoch}-*.qcow2")))
         if folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
-
-
-class Settler:
-    """Runs `Replicas.settle` in a thread per failed-over item, and again after failures, until it is done."""
-
-    def __init__(self, items: ItemStore, replicas: Replicas) -> None:
-        self._items = items
-        self._replicas = replicas
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._threads: dict[ItemId, threading.Thread] = {}
-        self._progress: dict[ItemId, tuple[int, int]] = {}
-        self._errors: dict[ItemId, SecondSiteError] = {}
-
-    def start(self, item: ItemId) -> None:
-        """Begin or go on; nothing happens if it runs or is done."""
-        with self._lock:
-            thread = self._threads.get(item)
-            if self._stop.is_set() or (thread is not None and thread.is_alive()):
-                return
-            thread = threading.Thread(target=self._run, args=(item,), name=f"settle-{item[:8]}", daemon=True)
-            self._threads[item] = thread
-            thread.start()
-
-    def wait(self, item: ItemId, report: Callable[[int, int], None], poll_s: float = 0.2) -> None:
-        """Wait until the item's machine stands alone; raise what stopped it."""
-        while True:
-            record = self._items.get(item)
-            if record.failover is None or record.failover.standalone:
-                return
-            self.start(item)
-            with self._lock:
-                thread = self._threads.get(item)
-            if thread is None:
-                raise ConflictError("the node is stopping", hint="try again when it runs")
-            thread.join(poll_s)
-            report(*self._progress.get(item, (0, 0)))
-            if not thread.is_alive() and item in self._errors:
-                raise self._errors.pop(item)
-
-    def close(self) -> None:
-        """Stop; what was pulled stays pulled."""
-        self._stop.set()
-        for thread in list(self._threads.values()):
-            thread.join(30)
-
-    def _run(self, item: ItemId) -> None:
-        self._errors.pop(item, None)
-        try:
-            self._replicas.settle(
-                item, lambda done, total: self._progress.update({item: (done, total)}), self._stop.is_set
-            )
-        except SecondSiteError as error:
-            log.warning("settling failed", item=item, error=error.to_dict())
-            self._errors[item] = error
-        except Exception as error:
-            log.exception("settling broke", item=item)
-            self._errors[item] = SecondSiteError(f"settling broke: {error}")
 
 
 def _digest(journal: Journal, sequence: Sequence) -> Digest:

@@ -14,7 +14,8 @@ from secondsite.errors import SecondSiteError
 from secondsite.model.ids import ItemId
 from secondsite.node.records import ItemRecord, ItemStore, Role
 from secondsite.node.target.journals import Journals
-from secondsite.node.target.replicas import Replicas, Settler
+from secondsite.node.target.replicas import Replicas
+from secondsite.node.target.settler import Settler
 
 TEND_S: Final = 1.0
 MAINTAIN_S: Final = 30.0
@@ -44,8 +45,12 @@ class Upkeep:
 
     def start(self) -> None:
         """Begin."""
-        for name, act, every_s in (("tend", self.tend, TEND_S), ("maintain", self.maintain, MAINTAIN_S)):
-            thread = threading.Thread(target=self._loop, args=(name, act, every_s), name=name, daemon=True)
+        # A fold may take long and the journal guards itself: a failover does not wait for it.
+        loops = (("tend", self.tend, TEND_S, True), ("maintain", self.maintain, MAINTAIN_S, False))
+        for name, act, every_s, exclusive in loops:
+            thread = threading.Thread(
+                target=self._loop, args=(name, act, every_s, exclusive), name=name, daemon=True
+            )
             thread.start()
             self._threads.append(thread)
 
@@ -67,13 +72,19 @@ class Upkeep:
         if record.role is Role.TARGET and self._journals.exists(record.item):
             self._journals.get(record.item).maintain(record.policy, self._clock())
 
-    def _loop(self, name: str, act: Callable[[ItemRecord], None], every_s: float) -> None:
+    def _loop(
+        self,
+        name: str,
+        act: Callable[[ItemRecord], None],
+        every_s: float,
+        exclusive: bool,
+    ) -> None:
         while not self._stop.wait(every_s):
             for record in self._items.all():
                 if self._stop.is_set():
                     return
                 # A command that changes the item goes first; there is always a next round.
-                lock = self._items.lock(record.item)
+                lock = self._items.lock(record.item) if exclusive else threading.RLock()
                 if not lock.acquire(blocking=False):
                     continue
                 try:
