@@ -7,7 +7,6 @@ can begin again from every interrupted prefix.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 import threading
 import uuid
@@ -57,11 +56,11 @@ def authority() -> CertificateAuthority:
 
 
 @cache
-def template() -> Path:
+def template() -> bytes:
     """A migrated, empty database, made once."""
-    folder = Path(tempfile.mkdtemp(prefix="ss-store-"))
-    Store.open(f"sqlite:///{folder / 'empty.sqlite'}").close()
-    return folder / "empty.sqlite"
+    with tempfile.TemporaryDirectory(prefix="ss-store-") as folder:
+        Store.open(f"sqlite:///{folder}/empty.sqlite").close()
+        return Path(folder, "empty.sqlite").read_bytes()
 
 
 class Died(BaseException):
@@ -103,7 +102,7 @@ class World:
     """Two sites, a node each, the machine web-1 at the first; `answers` may replace what a kind of command gets."""
 
     def __init__(self, folder: Path) -> None:
-        shutil.copy(template(), folder / "store.sqlite")
+        (folder / "store.sqlite").write_bytes(template())
         self.clock = Clock()
         self.store = Store(f"sqlite:///{folder / 'store.sqlite'}")
         self.started: list[JobId] = []
