@@ -378,7 +378,51 @@ def test_commit_gives_up_the_points_and_reverse_turns_the_direction(world: World
     assert world.args["target.adopt"]["source_node"] == before.recovery_node_id
     started = world.args["source.start"]
     assert (started["resume"], started["vm"], started["epoch"]) == (True, item.recovery_vm, 2)
+    assert started["base"] == "point"
     assert (item.primary_vm, item.source_vm) == (None, item.recovery_vm)
+
+
+def test_old_disks_that_are_no_point_any_more_are_compared_whole(world: World) -> None:
+    world.protected()
+    succeed(world, Operation.PLANNED_FAILOVER)
+    succeed(world, Operation.COMMIT)
+    old = world.item()
+
+    def adopt(_command: Command) -> dict[str, Any]:
+        # What the node told before it made the fresh journal: the old side's last point.
+        last = {"item": old.id, "sequence": 2, "point_time": "2026-11-23T05:00:00+00:00"}
+        reports.take_report(world.ctx, old.source_node_id, {"items": [last]})
+        return {"adopted": False, "base": "unknown", "reason": "the image is newer than its point"}
+
+    def start(command: Command) -> dict[str, Any]:
+        assert command.args["base"] == "unknown"
+        progress = {"bytes": 25, "total_bytes": 100, "rate": 5.0, "eta_s": 15.0}
+        report = {"item": command.item_id, "role": "source", "phase": "initial", "progress": progress}
+        reports.take_report(world.ctx, command.node_id, {"items": [report]})
+        return {}
+
+    world.answers |= {"target.adopt": adopt, "source.start": start}
+    job = begin(world, Operation.REVERSE)
+    running = threading.Thread(target=world.run, args=(job.id,))
+    running.start()
+
+    def shown() -> Any:
+        with world.store.reading() as tx:
+            return [task.progress for task in jobs.list_tasks(tx, job.id) if task.ordinal == 3]
+
+    wait_for(world, lambda: bool(shown()) and shown()[0] is not None)
+    assert world.job(job.id).state is JobState.IN_PROGRESS
+    world.sequence = 0  # the fresh journal counts from one again
+    world.clock.turn(hours=1)
+    world.point(world.item())
+    running.join(20)
+    done = world.job(job.id)
+    assert (done.state, done.result and done.result["base"]) == (JobState.SUCCEEDED, "unknown")
+    item = world.item()
+    assert (item.last_sequence, item.last_point_time) == (1, world.clock.now)
+    with world.store.reading() as tx:
+        (told,) = [event for event in events.listed(tx) if event.code == "fresh-journal"]
+    assert "newer than its point" in told.message
 
 
 def test_points_of_the_old_direction_do_not_end_the_reversal(world: World) -> None:

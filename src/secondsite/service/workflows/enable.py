@@ -10,7 +10,7 @@ from typing import Final
 
 from secondsite.errors import RemoteError, SecondSiteError
 from secondsite.model.item import Event, advance
-from secondsite.service.store import items, jobs
+from secondsite.service.store import items, jobs, points
 from secondsite.service.store.records import Item, Json
 from secondsite.service.vocabulary import JobState
 from secondsite.service.workflows.facts import read_facts
@@ -81,8 +81,10 @@ def enable(run: Run) -> None:
     )
 
 
-def wait_for_point(run: Run, ordinal: int, *, after: int) -> Json:
+def wait_for_point(run: Run, ordinal: int, *, after: int, epoch: int | None = None) -> Json:
     """Wait (within a step) for a point with a higher sequence than `after`, showing the source's progress.
+
+    With `epoch` the sequence says nothing (a fresh journal counts anew): any listed point of that epoch ends the wait.
 
     Raises:
         JobCancelledError: the job was ended meanwhile.
@@ -98,7 +100,10 @@ def wait_for_point(run: Run, ordinal: int, *, after: int) -> Json:
                 raise JobCancelledError("the job was cancelled")
             assert job.item_id is not None
             item = items.get(tx, job.item_id)
-        if item.last_sequence is not None and item.last_sequence > after:
+            newest = points.listed(tx, item.id, 1) if epoch is not None else []
+        if newest and newest[0].epoch == epoch:
+            return {"sequence": newest[0].sequence, "time": newest[0].time.isoformat()}
+        if epoch is None and item.last_sequence is not None and item.last_sequence > after:
             assert item.last_point_time is not None
             return {"sequence": item.last_sequence, "time": item.last_point_time.isoformat()}
         report = _source_report(item)

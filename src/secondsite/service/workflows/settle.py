@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Final
 
 from secondsite.errors import OperationRefusedError, SecondSiteError
@@ -9,10 +10,14 @@ from secondsite.model.item import Event
 from secondsite.service.store import items, points
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Json
+from secondsite.service.vocabulary import Severity
 from secondsite.service.workflows.enable import wait_for_point
 from secondsite.service.workflows.facts import check_nodes, read_facts
 from secondsite.service.workflows.run import Run
 
+POINT: Final = "point"
+UNKNOWN: Final = "unknown"
+"""What the old machine's disks are to the new direction: exactly the last point, or something to be compared first."""
 COMMIT_TASKS: Final = ("make the replica stand alone, give up the points",)
 CHECK, ADOPT, START, FIRST = range(4)
 REVERSE_TASKS: Final = (
@@ -57,7 +62,7 @@ def reverse(run: Run) -> None:
             f"{facts['source_name']} will keep the journal",
             lambda _tx, item: {"journal_node_id": item.source_node_id},
         )
-        run.command(
+        adopted = run.command(
             ADOPT,
             "target.adopt",
             facts["source"],
@@ -66,6 +71,9 @@ def reverse(run: Run) -> None:
             {"source_node": facts["target"], "policy": facts["policy"]},
             with_key=True,
         )
+        base = POINT if adopted.get("base", POINT) == POINT else UNKNOWN
+        if base == UNKNOWN:
+            _fresh_journal(run, facts, adopted)
         host, port = facts["source_address"]
         run.command(
             START,
@@ -80,14 +88,22 @@ def reverse(run: Run) -> None:
                 "target": {"node": facts["source"], "host": host, "port": port},
                 "policy": facts["policy"],
                 "resume": True,
+                "base": base,
             },
             with_key=True,
         )
         after = int(facts["failover"]["sequence"])
-        point = run.task(FIRST, lambda: wait_for_point(run, FIRST, after=after))
+        epoch = facts["epoch"] if base == UNKNOWN else None
+        point = run.task(FIRST, lambda: wait_for_point(run, FIRST, after=after, epoch=epoch))
     except SecondSiteError as error:
         run.finish(Event.FAILED, f"the reversal failed: {error.message}", error=error)
         return
+
+    # A report of before the fresh journal that came late may have told the old one's sequence.
+    first: Json = {
+        "last_sequence": point["sequence"],
+        "last_point_time": datetime.fromisoformat(point["time"]),
+    }
 
     def turned(_tx: Transaction, item: Item) -> Json:
         # The reports keep their sides by the direction; the next ones come within seconds.
@@ -98,13 +114,29 @@ def reverse(run: Run) -> None:
             "target_report": item.source_report,
             "target_report_time": item.source_report_time,
             f"{item.source_side.value}_vm": None,
-        }
+        } | (first if base == UNKNOWN else {})
 
     run.finish(
         Event.SUCCEEDED,
         f"replicates from {facts['target_name']} to {facts['source_name']}, first point {point['sequence']}",
-        result={"point": point, "source": facts["target_name"], "target": facts["source_name"]},
+        result={"point": point, "base": base, "source": facts["target_name"], "target": facts["source_name"]},
         values=turned,
+    )
+
+
+def _fresh_journal(run: Run, facts: Json, adopted: Json) -> None:
+    """The old disks are no longer the last point: they are compared whole, and the journal counts from its own start."""
+
+    def action(tx: Transaction, item: Item) -> Json:
+        points.remove_all(tx, item.id)
+        return {"last_sequence": None, "last_point_time": None}
+
+    why = adopted.get("reason") or "the node gives no reason"
+    run.change(
+        "fresh-journal",
+        f"the old disks at {facts['source_name']} are compared whole, which takes as long as a first replication: {why}",
+        action,
+        severity=Severity.WARNING,
     )
 
 
