@@ -8,13 +8,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+import libvirt
 import pytest
 
 from secondsite.capture.fake import FakeCapture
 from secondsite.capture.libvirt import LibvirtCapture
 from secondsite.capture.offline import OfflineCapture
 from secondsite.capture.port import Capture, Extent, Snapshot
-from secondsite.errors import InvalidInputError, TrackingLostError
+from secondsite.errors import InvalidInputError, TrackingLostError, UnavailableError
 from secondsite.lab.hypervisor import Hypervisor
 from secondsite.model.ids import DiskKey
 from secondsite.model.units import KIB, MIB
@@ -33,6 +34,10 @@ class Rig(Protocol):
 
     def write(self, disk: DiskKey, offset: int, data: bytes) -> None: ...
 
+    def leftovers(self) -> bool:
+        """Whether anything of an open snapshot is there."""
+        ...
+
 
 class FakeRig:
     def __init__(self) -> None:
@@ -43,6 +48,10 @@ class FakeRig:
         assert isinstance(self.capture, FakeCapture)
         self.capture.write(disk, offset, data)
 
+    def leftovers(self) -> bool:
+        assert isinstance(self.capture, FakeCapture)
+        return self.capture.open_snapshots > 0
+
 
 class LibvirtRig:
     def __init__(self, kind: Any, machine: TrackedMachine, scratch: Path) -> None:
@@ -52,6 +61,14 @@ class LibvirtRig:
 
     def write(self, disk: DiskKey, offset: int, data: bytes) -> None:
         self.machine.write(disk, offset, data)
+
+    def leftovers(self) -> bool:
+        domain = self.machine.domain
+        has_job = (
+            domain.isActive()
+            and domain.jobStats().get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP
+        )
+        return has_job or any(self.machine.scratch.iterdir())
 
 
 def ticking() -> Callable[[], datetime]:
@@ -184,6 +201,32 @@ def test_a_checkpoint_that_was_forgotten_is_tracking_lost_and_a_first_one_works(
         assert again.disks[VDA].whole
     with rig.capture.snapshot(since=again.checkpoint, new=new_name()) as after:
         assert list(after.disks[VDA].changed()) == []
+
+
+def test_what_a_dead_process_left_is_tidied_and_tracking_goes_on(rig: Rig) -> None:
+    with rig.capture.snapshot(since=None, new=new_name()) as first:
+        pass
+    rig.write(VDA, MIB, b"b" * 4096)
+    left = rig.capture.snapshot(since=first.checkpoint, new=new_name())
+    assert rig.leftovers()
+    for _ in range(2):
+        rig.capture.tidy()
+        assert not rig.leftovers()
+    with pytest.raises(UnavailableError):
+        list(left.disks[VDA].read([(0, MIB)]))
+    left.close()
+    with rig.capture.snapshot(since=first.checkpoint, new=new_name()) as second:
+        assert covered(list(second.disks[VDA].changed()), MIB, 4096)
+
+
+def test_tidying_keeps_checkpoints(rig: Rig) -> None:
+    rig.capture.tidy()
+    with rig.capture.snapshot(since=None, new=new_name()) as first:
+        pass
+    rig.capture.tidy()
+    rig.write(VDA, MIB, b"b" * 4096)
+    with rig.capture.snapshot(since=first.checkpoint, new=new_name()) as second:
+        assert covered(list(second.disks[VDA].changed()), MIB, 4096)
 
 
 def test_ranges_of_any_size_are_read_in_order(rig: Rig) -> None:

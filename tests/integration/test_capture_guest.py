@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +115,46 @@ def test_a_guest_that_was_stopped_for_want_of_scratch_space_goes_on(
         told = guest.console.record()
         assert guest.console.record() >= told
         assert guest.domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
+        last = guest.shut_down()
+        found = check_records(guest.disks)
+        assert found.problems == ()
+        assert found.last == last
+
+
+_SNAPSHOT_AND_DIE = """
+import os, sys
+from pathlib import Path
+from secondsite.capture.libvirt import LibvirtCapture
+capture = LibvirtCapture(sys.argv[1], sys.argv[2], ["vda", "vdb"], Path(sys.argv[3]), scratch_reserve=0)
+capture.snapshot(since=None, new="ss-1")
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.fault
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_guest_that_a_dead_process_left_without_scratch_space_goes_on(
+    guest_files: GuestFiles, short_path: Path
+) -> None:
+    scratch = short_path / "s"
+    with (
+        small_file_system(scratch, MIB),
+        Hypervisor(short_path / "h", "dead") as hypervisor,
+        running_guest(hypervisor, guest_files, "capture-dead", rate=2000) as guest,
+    ):
+        assert guest.console is not None
+        guest.console.record()
+        died = subprocess.run(
+            [sys.executable, "-c", _SNAPSHOT_AND_DIE, hypervisor.uri, "capture-dead", scratch]
+        )
+        assert died.returncode == -signal.SIGKILL
+        paused = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR]
+        wait_until(lambda: guest.domain.state() == paused, timeout_s=60)
+        capture_for(hypervisor.uri, "capture-dead", SIZES, scratch).tidy()
+        told = guest.console.record()
+        assert guest.console.record() >= told
+        assert guest.domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
+        assert list(scratch.iterdir()) == []
         last = guest.shut_down()
         found = check_records(guest.disks)
         assert found.problems == ()

@@ -353,6 +353,39 @@ def test_what_a_killed_process_left_is_cleared_and_its_changes_come_again(site: 
     assert list(site.scratch.iterdir()) == []
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize("after", ["running", "shut off"])
+def test_what_a_killed_process_left_is_tidied_without_a_snapshot(site: Site, after: str) -> None:
+    site.machine.start()
+    site.capture().snapshot(since=None, new="ss-1").close()
+    site.machine.write(VDA, 0, b"a" * (4 * MIB))
+    died = subprocess.run(
+        [sys.executable, "-c", _SNAPSHOT_AND_DIE, site.hypervisor.uri, site.machine.name, site.scratch]
+    )
+    assert died.returncode == -signal.SIGKILL
+    if after == "shut off":
+        site.machine.stop()
+    assert list(site.scratch.iterdir())
+    site.capture().tidy()
+    assert list(site.scratch.iterdir()) == []
+    assert _has_no_job(site.machine.domain)
+    with site.capture().snapshot(since="ss-1", new="ss-3") as snapshot:
+        assert list(snapshot.disks[VDA].changed()) == [Extent(0, 4 * MIB)]
+
+
+def test_a_leftover_is_kept_while_libvirtd_cannot_say_whether_its_job_runs(site: Site) -> None:
+    """Its scratch files are what a guest that stands still is recognized by."""
+    site.machine.start()
+    capture = impatient(site)
+    left = site.scratch / "ss-run-01234567-vda"
+    left.touch()
+    with hanging(site.hypervisor), pytest.raises(UnavailableError):
+        capture.tidy()
+    assert left.exists()
+    site.capture().tidy()
+    assert not left.exists()
+
+
 def test_somebody_elses_backup_job_is_left_alone(site: Site) -> None:
     site.machine.start()
     elsewhere = site.folder / "other"
@@ -365,6 +398,7 @@ def test_somebody_elses_backup_job_is_left_alone(site: Site) -> None:
     )
     with pytest.raises(UnavailableError, match="another backup job"):
         site.running().snapshot(since=None, new="ss-1")
+    site.running().tidy()
     assert site.machine.domain.backupGetXMLDesc(0)
     site.machine.domain.abortJob()
     wait_until(lambda: _has_no_job(site.machine.domain))
@@ -452,11 +486,12 @@ def test_a_libvirtd_that_hangs_makes_every_call_unavailable_in_bounded_time(
 ) -> None:
     if running:
         site.machine.start()
-    captures = [impatient(site) for _ in range(2)]
+    captures = [impatient(site) for _ in range(3)]
     calls = [
         lambda: impatient(site),
         lambda: captures[0].snapshot(since=None, new="ss-1"),
         lambda: captures[1].forget(keep=()),
+        lambda: captures[2].tidy(),
     ]
     with hanging(site.hypervisor):
         for call in calls:

@@ -6,6 +6,7 @@ killed QEMU does. It is also the model that the real adapters are tested against
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -84,6 +85,8 @@ class FakeCapture:
         self.reachable = True
         """False: snapshots and reads of open ones raise UnavailableError."""
         self._clock = clock
+        self._opened = itertools.count(1)
+        self._open: set[int] = set()
 
     def write(self, disk: DiskKey, offset: int, data: bytes) -> None:
         """Write as the guest does."""
@@ -93,6 +96,11 @@ class FakeCapture:
         """Forget what changed, as a QEMU that was killed does."""
         for disk in self.disks.values():
             disk.changed.clear()
+
+    @property
+    def open_snapshots(self) -> int:
+        """How many snapshots cost the guest space: more than none while nobody reads means a leftover."""
+        return len(self._open)
 
     @property
     def checkpoints(self) -> set[str]:
@@ -108,18 +116,32 @@ class FakeCapture:
             raise error
         if since is not None and since not in self.checkpoints:
             raise TrackingLostError(f"checkpoint {since} does not exist", checkpoint=since)
+        self._open.clear()  # as the real ones do, it ends what was left before
+        number = next(self._opened)
+        self._open.add(number)
         time = self._clock()
+
+        def check() -> None:
+            self._check()
+            if number not in self._open:
+                raise UnavailableError("the snapshot was ended")
+
         snapshots: dict[DiskKey, SnapshotDisk] = {}
         for key, disk in self.disks.items():
             marks = None if since is None else set(disk.changed[since])
-            snapshots[key] = _FakeSnapshotDisk(bytes(disk.content), marks, self._check)
+            snapshots[key] = _FakeSnapshotDisk(bytes(disk.content), marks, check)
             disk.changed[new] = set()
-        return Snapshot(time, snapshots, self.definition, new, closer=lambda: None)
+        return Snapshot(time, snapshots, self.definition, new, closer=lambda: self._open.discard(number))
 
     def forget(self, keep: Collection[str]) -> None:
         """See the port."""
         for disk in self.disks.values():
             disk.changed = {name: marks for name, marks in disk.changed.items() if name in keep}
+
+    def tidy(self) -> None:
+        """See the port."""
+        self._check()
+        self._open.clear()
 
     def _check(self) -> None:
         if not self.reachable:

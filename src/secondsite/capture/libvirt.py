@@ -4,14 +4,13 @@ One backup job covers all disks, so they share one instant. The job exports each
 socket in the scratch folder; a new checkpoint is made in the same step. About 70 ms for a cycle in which nothing
 changed, whatever the size of the disks.
 
-What can be left by a process that died is known by its place: a job whose socket lies in our scratch folder is ours and is
-ended before the next one begins; any other is left alone.
+What a process that died left is ended before the next job begins, or by `tidy` (leftovers.py); a job of somebody else is
+left alone.
 """
 
 from __future__ import annotations
 
 import secrets
-import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
@@ -23,13 +22,9 @@ import libvirt
 
 from secondsite.capture.checkpoints import disks_element, forget_checkpoints, require_checkpoint
 from secondsite.capture.export import Checks, ExportDisk
-from secondsite.capture.layers import end_leftover_servers
-from secondsite.capture.machine import (
-    NO_BACKUP_JOB,
-    Machine,
-    is_active,
-    libvirt_errors,
-)
+from secondsite.capture.jobs import JOB_END_TIMEOUT_S, end_job, is_ours, job_if_known
+from secondsite.capture.leftovers import FILE_PREFIX, end_leftovers
+from secondsite.capture.machine import Machine, is_active, libvirt_errors
 from secondsite.capture.port import Snapshot, SnapshotDisk, check_checkpoint_name
 from secondsite.capture.watch import (
     ScratchWatch,
@@ -40,7 +35,6 @@ from secondsite.errors import (
     InvalidInputError,
     NoSpaceError,
     SecondSiteError,
-    TimeoutExceededError,
     TrackingLostError,
     UnavailableError,
 )
@@ -48,11 +42,8 @@ from secondsite.model.ids import DiskKey
 from secondsite.model.units import MIB
 
 SCRATCH_RESERVE: Final = 64 * MIB
-JOB_END_TIMEOUT_S: Final = 45.0
-"""A guest agent that connects while a job is active makes its end stall for 29 s (measured; libvirt waits for a lock)."""
 _SOCKET_PATH_MAX: Final = 107
 _EXPORT_BITMAP: Final = "changed"
-_FILE_PREFIX: Final = "ss-run-"
 
 
 def _now() -> datetime:
@@ -83,7 +74,7 @@ class LibvirtCapture:
         self._clock = clock
         self._reserve = scratch_reserve
         self._job_end_timeout_s = job_end_timeout_s
-        if len(bytes(self._scratch)) + len(f"/{_FILE_PREFIX}01234567.sock") > _SOCKET_PATH_MAX:
+        if len(bytes(self._scratch)) + len(f"/{FILE_PREFIX}01234567.sock") > _SOCKET_PATH_MAX:
             raise InvalidInputError(f"the path of the scratch folder is too long: {scratch}")
 
     def snapshot(self, *, since: str | None, new: str) -> Snapshot:
@@ -95,7 +86,7 @@ class LibvirtCapture:
             raise UnavailableError(f"{machine.name} is shut off", hint="the next cycle reads it offline")
         machine.disks(domain)
         self._scratch.mkdir(parents=True, exist_ok=True)
-        self._clear_leftovers(domain)
+        self._clear_leftovers()
         free = free_space(self._scratch)
         if free < self._reserve:
             raise NoSpaceError(f"only {free} bytes are free for scratch files", path=str(self._scratch))
@@ -125,20 +116,16 @@ class LibvirtCapture:
         """See the port."""
         forget_checkpoints(self._machine, keep)
 
-    def _clear_leftovers(self, domain: Any) -> None:
-        job = _backup_job(domain)
-        if job is not None:
-            if not _is_ours(job, self._scratch):
-                raise UnavailableError(
-                    f"another backup job of {self._machine.name} runs",
-                    hint="it is not ours: wait for it to end, or end it with virsh domjobabort",
-                )
-            _end_job(domain, self._job_end_timeout_s)
-            with libvirt_errors(f"cannot resume {self._machine.name}"):
-                resume_after_abort(domain)
-        end_leftover_servers(self._scratch)
-        for path in self._scratch.glob(f"{_FILE_PREFIX}*"):
-            path.unlink(missing_ok=True)
+    def tidy(self) -> None:
+        """See the port."""
+        end_leftovers(self._machine, self._scratch, self._job_end_timeout_s)
+
+    def _clear_leftovers(self) -> None:
+        if end_leftovers(self._machine, self._scratch, self._job_end_timeout_s) is not None:
+            raise UnavailableError(
+                f"another backup job of {self._machine.name} runs",
+                hint="it is not ours: wait for it to end, or end it with virsh domjobabort",
+            )
 
     def _backup_xml(self, domain: Any, token: str, since: str | None) -> str:
         root = ET.Element("domainbackup", mode="pull")
@@ -150,7 +137,7 @@ class LibvirtCapture:
             disk = ET.SubElement(disks, "disk", name=key, backup="yes", type="file", exportname=key)
             if since is not None:
                 disk.set("exportbitmap", _EXPORT_BITMAP)
-            ET.SubElement(disk, "scratch", file=str(self._scratch / f"{_FILE_PREFIX}{token}-{key}"))
+            ET.SubElement(disk, "scratch", file=str(self._scratch / f"{FILE_PREFIX}{token}-{key}"))
         for other in self._machine.other_disks(domain):
             ET.SubElement(disks, "disk", name=other, backup="no")
         return ET.tostring(root, encoding="unicode")
@@ -201,64 +188,16 @@ class _Job:
     def _end(self) -> None:
         for disk in self._disks:
             disk.finish()
-        job = _backup_job(self._domain)
-        if job is not None and _is_ours(job, self._scratch):
-            _end_job(self._domain, self._end_timeout_s)
+        job = job_if_known(self._domain)
+        if job is not None and is_ours(job, self._scratch):
+            end_job(self._domain, self._end_timeout_s)
         with suppress(libvirt.libvirtError):  # it was shut off, or the operator resumed it
             resume_after_abort(self._domain)
 
     def _remove_files(self) -> None:
-        for path in self._scratch.glob(f"{_FILE_PREFIX}{self._token}*"):
+        for path in self._scratch.glob(f"{FILE_PREFIX}{self._token}*"):
             path.unlink(missing_ok=True)
 
 
 def _socket(scratch: Path, token: str) -> Path:
-    return scratch / f"{_FILE_PREFIX}{token}.sock"
-
-
-def _backup_job(domain: Any) -> ET.Element | None:
-    """Return the description of the backup job that runs on the machine, if one does.
-
-    None as well if libvirtd does not answer: the end of a snapshot does not make its bytes wrong, and whoever
-    begins the next one meets the job again.
-    """
-    try:
-        return ET.fromstring(domain.backupGetXMLDesc(0))  # noqa: S314
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == NO_BACKUP_JOB or not _still_active(domain):
-            return None
-        with libvirt_errors("cannot ask for the backup job"):
-            raise
-
-
-def _is_ours(job: ET.Element, scratch: Path) -> bool:
-    server = job.find("server")
-    socket = None if server is None else server.get("socket")
-    return socket is not None and Path(socket).parent == scratch
-
-
-def _still_active(domain: Any) -> bool:
-    try:
-        return bool(domain.isActive())
-    except libvirt.libvirtError:
-        return False
-
-
-def _end_job(domain: Any, timeout_s: float) -> None:
-    """Abort the backup job and wait until it is gone; bounded."""
-    deadline = time.monotonic() + timeout_s
-    try:
-        domain.abortJob()
-    except libvirt.libvirtError:
-        if _backup_job(domain) is not None:
-            with libvirt_errors("cannot end the backup job"):
-                raise
-    pause = 0.002
-    while _backup_job(domain) is not None:
-        if time.monotonic() > deadline:
-            raise TimeoutExceededError(
-                "the backup job does not end",
-                hint="the next cycle tries again; a guest agent may be starting",
-            )
-        time.sleep(pause)
-        pause = min(0.1, pause * 2)
+    return scratch / f"{FILE_PREFIX}{token}.sock"

@@ -23,7 +23,9 @@ import numpy as np
 from secondsite.capture.bitmaps import add_bitmap
 from secondsite.capture.checkpoints import adopt_checkpoint, forget_checkpoints
 from secondsite.capture.export import Checks, ExportDisk
+from secondsite.capture.jobs import JOB_END_TIMEOUT_S
 from secondsite.capture.layers import Layer, SharingServer, end_leftover_servers, layers_of, server_folder
+from secondsite.capture.leftovers import end_leftovers
 from secondsite.capture.machine import Machine, is_active
 from secondsite.capture.port import Snapshot, SnapshotDisk, check_checkpoint_name
 from secondsite.capture.runs import Runs, merge
@@ -86,6 +88,10 @@ class OfflineCapture:
     def forget(self, keep: Collection[str]) -> None:
         """See the port."""
         forget_checkpoints(self._machine, keep)
+
+    def tidy(self) -> None:
+        """See the port. What a running machine's capture left is ended as well, and the machine may run again."""
+        end_leftovers(self._machine, self._scratch, JOB_END_TIMEOUT_S)
 
     def _begin_tracking(self, paths: dict[DiskKey, Path], new: str) -> None:
         try:
