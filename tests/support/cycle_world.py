@@ -199,6 +199,7 @@ class Link:
         self._world = world
         self._receiver = world.receiver
         self.progress = Progress(monotonic=lambda: 0.0)
+        self.failing = False
 
     def status(self) -> ReplicaStatus:
         return self._world.call(lambda: self._receiver.status(ITEM, SOURCE))
