@@ -41,7 +41,8 @@ pytest=(python -m pytest --no-header --cov --cov-report= --durations=15 --durati
 tier "unit, property, contract" "${pytest[@]}" -n 2 tests/unit tests/property tests/contract
 if [ "$fast_only" = no ]; then
   tier "integration, fault" "${pytest[@]}" --cov-append -n 2 tests/integration tests/fault
-  tier "acceptance" "${pytest[@]}" --cov-append tests/acceptance
+  # Stories mostly wait; by file, since those of one file share a lab.
+  tier "acceptance" "${pytest[@]}" --cov-append -n 2 --dist loadfile tests/acceptance
   tier "coverage" python -m coverage report --fail-under=80
 fi
 echo; echo "== every tier passed"
