@@ -76,3 +76,29 @@ def test_digests_tell_zero_from_not_zero_block_by_block(blocks, tail):
     digests = block_digests(data, KEY)
     assert (digests == 0).tolist() == expected
     assert not (digests == UNKNOWN).any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 139_999), st.integers(1, 9_000), st.integers(0, 2)), max_size=6))
+def test_fingerprints_are_equal_exactly_if_the_cells_are(history):
+    blocks = 140_000  # more than one window
+    model = np.zeros(blocks, np.uint64)
+    with tempfile.TemporaryDirectory() as folder:
+        made = DigestTable.create(Path(folder) / "made", blocks * 4096, KEY)
+        for first, count, value in history:
+            values = np.full(min(count, blocks - first), value, np.uint64)
+            made.put(first, values)
+            model[first : first + len(values)] = values
+        written = DigestTable.create(Path(folder) / "written", blocks * 4096, KEY)
+        with (Path(folder) / "written").open("r+b") as file:  # no holes at all
+            file.seek(4096)
+            file.write(model.astype("<u8").tobytes())
+        found = made.fingerprint()
+        assert written.fingerprint() == found
+        other = blocks - 1 if not history else history[0][0]
+        written.put(other, np.array([model[other] ^ np.uint64(4)], np.uint64))
+        assert written.fingerprint() != found
+        written.put(other, model[other : other + 1])
+        assert written.fingerprint() == found
+        made.close()
+        written.close()

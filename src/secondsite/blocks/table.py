@@ -40,6 +40,7 @@ from secondsite.errors import ConflictError, CorruptError, InvalidInputError, Un
 from secondsite.model.units import BLOCK
 
 _MAGIC: Final = b"SSDIGTBL"
+_FINGERPRINT_MAGIC: Final = b"SSDIGTBL cells 1"
 _VERSION: Final = 1
 _FIELDS: Final = struct.Struct("<8sIIQ8s")
 _CHECKSUM_LENGTH: Final = 32
@@ -195,6 +196,30 @@ class DigestTable:
         if count:
             yield first, count
 
+    def fingerprint(self) -> str:
+        """Return 64 hex digits that two tables share exactly if their disk sizes and all their cells are equal.
+
+        However the file is laid out: a hole is a cell of zero. Unknown cells count as such. Takes about as long as it
+        takes to read what is filled; the caller sees to it that nothing changes meanwhile.
+
+        ```
+        BLAKE3 of    "SSDIGTBL cells 1", u64 disk size,
+                     then for every aligned window of 131,072 cells that are not all zero, ascending:
+                     u64 number of its first cell, u64 count of runs,
+                     the runs of cells that are not zero, as u64 first and u64 end within the window, and these cells
+        ```
+        """
+        hasher = blake3(_FINGERPRINT_MAGIC + struct.pack("<Q", self.disk_size))
+        for at in self._filled_windows():
+            cells = self._read(at, min(_SCAN_CELLS, len(self) - at))
+            filled = cells != ZERO_DIGEST
+            edges = np.flatnonzero(np.diff(filled, prepend=False, append=False))
+            if len(edges):
+                hasher.update(struct.pack("<QQ", at, len(edges) // 2))
+                hasher.update(edges.astype("<u8").tobytes())
+                hasher.update(cells[filled].astype("<u8", copy=False).tobytes())
+        return hasher.hexdigest()
+
     # -- the file --------------------------------------------------------------------------------------
 
     def sync(self) -> None:
@@ -294,6 +319,16 @@ class DigestTable:
                 edges = np.flatnonzero(np.diff(cells != ZERO_DIGEST, prepend=False, append=False))
                 for start, stop in edges.reshape(-1, 2).tolist():
                     yield at + start, stop - start
+
+    def _filled_windows(self) -> Iterator[int]:
+        """Yield the first cells of the aligned windows in which the file holds anything, each once, ascending."""
+        following = 0
+        for offset, length in durable.allocated_ranges(self._fd, _length(self.disk_size), _CELLS_AT):
+            first = (offset - _CELLS_AT) // _CELL // _SCAN_CELLS * _SCAN_CELLS
+            last = -(-(offset + length - _CELLS_AT) // _CELL)
+            for at in range(max(first, following), last, _SCAN_CELLS):
+                yield at
+                following = at + _SCAN_CELLS
 
     def _check(self, first: int, count: int) -> None:
         if first < 0 or count < 0 or first + count > len(self):

@@ -9,6 +9,7 @@ from secondsite.journal.logs import FileKind, Incoming
 from secondsite.journal.pins import Pin
 from secondsite.journal.points import PointInfo
 from secondsite.journal.scrub import Finding, verify_folder
+from secondsite.journal.seal import table_label
 from secondsite.journal.view import DiskView, Extent, View
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "RawBase",
     "View",
     "open_raw_base",
+    "table_label",
     "verify_folder",
 ]

@@ -317,7 +317,8 @@ class Journal:
 
         Raises:
             StaleEpochError: another side took over.
-            OutOfSequenceError: it does not follow the last point.
+            OutOfSequenceError: it does not follow the last point; or it is the first and the base holds something
+                else than its labels say, which `initial_table` tells.
             NotFoundError: a file that it names was not received.
             CorruptError: its files overlap or are not of these disks, or the journal's last point is damaged.
             UnsupportedError: disks were added, removed or resized.
@@ -389,6 +390,25 @@ class Journal:
             CorruptError: something that was read is damaged.
         """
         tables.write_table(self._store, view, disk, path)
+
+    def initial_table(self, disk: DiskKey, path: Path) -> None:
+        """Write the digest table of a base without a point to a new file, durably.
+
+        What a cut or an error left half written is unknown in it. A source whose first seal was refused learns from it
+        what the base holds.
+
+        Raises:
+            OperationRefusedError: there is a point already.
+            ConflictError: `path` exists, or the journal was opened for reading.
+            CorruptError: the table is damaged.
+        """
+        with self._changing():
+            self._settle()
+            if self._store.base_state().sequence is not None:
+                raise OperationRefusedError(
+                    "the initial replication has ended", hint="ask for the digests at a point"
+                )
+            tables.copy_base_table(self._store, disk, path)
 
     # -- upkeep ----------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from contextlib import ExitStack
+from typing import Final
 
 from blake3 import blake3
 
@@ -30,6 +31,15 @@ from secondsite.model.ids import Digest, DiskKey, Epoch
 from secondsite.model.manifest import FileRef, Manifest, PointKind
 
 _KINDS: tuple[FileKind, ...] = ("hrl", "zeros")
+_TABLE_LABEL: Final = "table."
+
+
+def table_label(disk: DiskKey) -> str:
+    """Return the label of an initial point under which the source says what the disk's cells are at the point.
+
+    Its value is `DigestTable.fingerprint()` of the source's own table.
+    """
+    return f"{_TABLE_LABEL}{disk}"
 
 
 def check_epoch(store: Store, epoch: Epoch) -> None:
@@ -83,6 +93,14 @@ def seal_first(store: Store, manifest: Manifest, data: bytes) -> None:
                 raise OutOfSequenceError(
                     f"disk {disk}: a part of the initial replication was cut and not sent again",
                     hint="compare and send what differs",
+                    disk=disk,
+                )
+            told = manifest.labels.get(table_label(disk))
+            if told is not None and told != table.fingerprint():
+                # A part that was given up for lost can be applied later than what the source sent in its place.
+                raise OutOfSequenceError(
+                    f"disk {disk}: the base is not what the source believes it to be",
+                    hint="ask for the base's digests, compare with them and send what differs",
                     disk=disk,
                 )
     store.points.write(data, manifest.sequence)

@@ -1,4 +1,4 @@
-"""Writes the digest table of a disk as it is at a view's point."""
+"""Writes the digest table of a disk as it is at a view's point, or in a base that has no point yet."""
 
 from __future__ import annotations
 
@@ -39,6 +39,24 @@ def write_table(store: Store, view: View, disk: DiskKey, path: Path) -> None:
         with DigestTable.open(temporary, store.key, writable=True) as table:
             _update(table, view.disks[disk], store.key)
             table.sync()
+        durable.rename_durable(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def copy_base_table(store: Store, disk: DiskKey, path: Path) -> None:
+    """Copy the base's table as it is. Nothing is written to the base meanwhile: the caller sees to that.
+
+    Raises:
+        ConflictError: `path` exists.
+    """
+    if path.exists():
+        raise ConflictError(f"{path.name} exists already", path=str(path))
+    temporary = durable.temporary_path(path)
+    try:
+        with store.open_table(disk, writable=False) as table:
+            table.copy_to(temporary)
         durable.rename_durable(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
