@@ -127,6 +127,7 @@ def test_an_operator_may_only_run_operations(
         "planned-failover",
         "commit",
         "reverse",
+        "resume",
     }
 
 
@@ -275,6 +276,15 @@ def test_jobs_tasks_points_and_events_are_listed(world: World, clients: dict[str
     assert [point["sequence"] for point in reader.get(f"/items/{item.id}/points").json()] == [1]
     events = reader.get("/events", params={"item": "web-1", "after": 0}).json()
     assert [event["code"] for event in events] == ["enabling", "initial-replicating", "enable-done"]
+
+
+def test_a_job_that_asks_nothing_is_not_resumed(world: World, clients: dict[str, TestClient]) -> None:
+    world.protected()
+    (job,) = clients["Reader"].get("/jobs").json()
+    path, body = f"/jobs/{job['id']}/resume", {"confirm": "I checked that web-1 does not run on host-rtm"}
+    assert clients["Reader"].post(path, json=body).status_code == 403
+    refused = clients["Operator"].post(path, json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "operation_refused")
 
 
 def test_the_set_up_is_listed_and_taken_down_again(clients: dict[str, TestClient]) -> None:

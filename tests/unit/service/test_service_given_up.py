@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from secondsite.errors import InvalidInputError, NotFoundError, OperationRefusedError, SecondSiteError
 from secondsite.model.item import ItemState, Operation
 from secondsite.service.store import commands, events, items
 from secondsite.service.store.records import Command, Job
-from secondsite.service.usecases import operations, reports
+from secondsite.service.usecases import operations, reports, views
 from secondsite.service.vocabulary import CommandState, JobState
 from secondsite.service.workflows.limits import LIMITS, Limit
+from support.service_node import until
 from support.service_world import ME, World, absent, failing
 
 
@@ -176,3 +179,73 @@ def test_release_always_names_the_epoch_that_goes_on(
     assert released == [{"command": epoch, "epoch": epoch}]
     with world.store.reading() as tx:
         assert items.writable(tx, world.item().id)[-1].epoch == epoch
+
+
+# -- a target that does not give up its replica ------------------------------------------------------------
+
+
+def begun(
+    world: World, monkeypatch: pytest.MonkeyPatch, abandon: Callable[[Command], Any]
+) -> tuple[Job, Any]:
+    """Begin a failover that must be rolled back while the target answers `abandon`; returns when the job asks."""
+    world.protected()
+    monkeypatch.setitem(LIMITS, "target.abandon", Limit(0.2, 0.2, withdraw=False))
+    world.answers |= {"target.failover": failing("no memory"), "target.abandon": abandon}
+    job = operations.start_operation(world.ctx, ME, "web-1", Operation.PLANNED_FAILOVER)
+    running = threading.Thread(target=world.run, args=(job.id,), kwargs={"speed": 20.0})
+    running.start()
+    until(lambda: world.job(job.id).state is JobState.SUSPENDED, "the job to ask")
+    return job, running
+
+
+def gone(_command: Command) -> SecondSiteError:
+    return NotFoundError("the item is not here")
+
+
+@pytest.mark.parametrize("abandon", [gone, absent])
+def test_a_target_that_never_gives_up_its_replica_needs_an_operator(
+    world: World, monkeypatch: pytest.MonkeyPatch, abandon: Callable[[Command], Any]
+) -> None:
+    job, running = begun(world, monkeypatch, abandon)
+    asked = world.job(job.id).result or {}
+    assert asked["confirm"] == "I checked that web-1 does not run on host-rtm"
+    assert "runs nowhere" in asked["waits_for"]
+    shown = views.job_view(world.ctx, job.id)
+    assert shown["tasks"][4]["progress"]["text"] == asked["waits_for"]
+    reason = views.item_view(world.ctx, "web-1")["health"]["reasons"][0]
+    assert (reason["code"], reason["message"]) == ("operator-needed", asked["waits_for"])
+    until(lambda: "operator-needed" in critical(world), "the event")
+    with pytest.raises(InvalidInputError):
+        operations.resume_job(world.ctx, ME, job.id, "yes")
+    assert "source.release" not in world.kinds
+    operations.resume_job(world.ctx, ME, job.id, asked["confirm"])
+    running.join(20)
+    assert world.kinds[-1] == "source.release"
+    assert world.args["source.release"]["epoch"] == 2
+    item = world.item()
+    assert (item.state, item.epoch) == (ItemState.PROTECTED, 2)
+    done = views.job_view(world.ctx, job.id)
+    assert (done["state"], done["tasks"][4]["state"]) == ("Failed", "Skipped")
+    assert done["parameters"]["confirmed"]["by"] == "me"
+    with pytest.raises(OperationRefusedError):
+        operations.resume_job(world.ctx, ME, job.id, asked["confirm"])
+    if abandon is absent:  # it still gets the order when it is back
+        with world.store.reading() as tx:
+            assert [each.kind for each in commands.open_of_item(tx, item.id)] == ["target.abandon"]
+
+
+def test_a_suspended_job_goes_on_by_itself_when_the_target_gives_up_its_replica(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, running = begun(world, monkeypatch, absent)
+    world.answers["target.abandon"] = lambda _command: {}
+    world.store.bell.ring()
+    running.join(20)
+    assert world.kinds[-2:] == ["target.abandon", "source.release"]
+    assert world.item().state is ItemState.PROTECTED
+    assert views.job_view(world.ctx, job.id)["tasks"][4]["state"] == "Succeeded"
+
+
+def critical(world: World) -> list[str]:
+    with world.store.reading() as tx:
+        return [event.code for event in events.listed(tx) if event.severity == "critical"]

@@ -1,4 +1,4 @@
-"""Jobs and events."""
+"""Jobs, how a suspended one goes on, and events."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from secondsite.service.api.answers import EventView, JobDetailView, JobView
-from secondsite.service.api.guard import Ctx, Reader
+from secondsite.service.api.guard import Ctx, Operator, Reader
+from secondsite.service.api.requests import ResumeBody
 from secondsite.service.store import events, items
 from secondsite.service.store import nodes as node_store
-from secondsite.service.usecases import views
+from secondsite.service.usecases import operations, views
 from secondsite.service.vocabulary import JobState, Severity
 
 router = APIRouter()
@@ -34,6 +35,12 @@ def list_jobs(
 def show_job(ctx: Ctx, _: Reader, job: str) -> Any:
     """One job with its tasks, their progress and errors."""
     return views.job_view(ctx, job)
+
+
+@router.post("/jobs/{job}/resume", response_model=JobDetailView, tags=["jobs"])
+def resume_job(ctx: Ctx, actor: Operator, job: str, body: ResumeBody) -> Any:
+    """Confirm what a suspended job asks, so that it goes on without the answer that it waits for."""
+    return views.job_view(ctx, operations.resume_job(ctx, actor, job, body.confirm).id)
 
 
 @router.get("/events", response_model=list[EventView], tags=["events"])

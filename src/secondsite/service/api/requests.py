@@ -140,6 +140,15 @@ class DisableBody(Body):
     force: bool = Field(default=False, description="go on without nodes that do not answer")
 
 
+class ResumeBody(Body):
+    """What lets a suspended job go on."""
+
+    confirm: str = Field(
+        description="the sentence that the job shows as `result.confirm`: whoever sends it vouches for it",
+        examples=["I checked that web-1 does not run on host-2"],
+    )
+
+
 class TokenBody(Body):
     """A new token."""
 

@@ -13,7 +13,7 @@ from secondsite.service.context import Actor, Context
 from secondsite.service.store import events, items, jobs, points
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Job
-from secondsite.service.vocabulary import ENABLE, TEST_OPERATIONS, JobState
+from secondsite.service.vocabulary import ENABLE, TEST_OPERATIONS, JobState, Severity
 
 
 class TestNetwork(StrEnum):
@@ -90,6 +90,50 @@ def start_operation(
         )
     ctx.start_job(job.id)
     return job
+
+
+def resume_job(ctx: Context, actor: Actor, job_id: str, confirm: str) -> Job:
+    """Let a suspended job go on: the caller vouches for what the job cannot find out, in the job's own words.
+
+    Raises:
+        OperationRefusedError: the job does not ask anything now.
+        InvalidInputError: this is not the sentence that it asks for.
+    """
+    with ctx.store.transaction() as tx:
+        job = jobs.get(tx, job_id, lock=True)
+        sentence = (job.result or {}).get("confirm")
+        if job.state is not JobState.SUSPENDED or not sentence:
+            raise OperationRefusedError(
+                f"the job is {job.state.value} and waits for nobody",
+                hint="only a suspended job can be resumed",
+            )
+        if " ".join(confirm.split()) != sentence:
+            raise InvalidInputError(
+                "this is not what the job asks to be confirmed",
+                hint=f"look yourself first; if it is true, send exactly: {sentence}",
+            )
+        now = ctx.clock()
+        confirmed = {"by": actor.name, "time": now.isoformat(), "text": sentence}
+        jobs.change(
+            tx,
+            job.id,
+            state=JobState.IN_PROGRESS,
+            result=None,
+            parameters={**job.parameters, "confirmed": confirmed},
+        )
+        events.add(
+            tx,
+            events.NewEvent(
+                now,
+                "operator-confirmed",
+                f"{job.item_name}: {actor.name} confirmed: {sentence}",
+                Severity.WARNING,
+                item_id=job.item_id,
+                job_id=job.id,
+                details=confirmed,
+            ),
+        )
+        return jobs.get(tx, job.id)
 
 
 def _parameters(tx: Transaction, item: Item, operation: Operation, options: Options) -> dict[str, Any]:

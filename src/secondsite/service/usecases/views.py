@@ -147,6 +147,9 @@ def _item(tx: Transaction, item: Item, now: datetime, names: _Names) -> dict[str
     reasons = health(item, names.nodes, policy.policy, now)
     writable = items.writable(tx, item.id)
     running = jobs.active_change(tx, item.id)
+    if running is not None and running.state is JobState.SUSPENDED:
+        waits_for = str((running.result or {}).get("waits_for", "its job is suspended"))
+        reasons.insert(0, Reason("critical", "operator-needed", waits_for))
     return {
         "id": item.id,
         "name": item.name,

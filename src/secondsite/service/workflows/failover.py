@@ -15,16 +15,18 @@ raised its own by then, and an epoch never goes down.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
-from secondsite.errors import RemoteError, SecondSiteError
+from secondsite.errors import RemoteError, Retry, SecondSiteError
 from secondsite.model.item import Event, advance
 from secondsite.service.store import items
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Json
 from secondsite.service.vocabulary import Severity
+from secondsite.service.workflows.asking import ask, go_on, is_confirmed, was_confirmed
 from secondsite.service.workflows.facts import check_ready, networks_between, read_facts
-from secondsite.service.workflows.limits import LIMITS, Limit
+from secondsite.service.workflows.limits import FOREVER, LIMITS, Limit
 from secondsite.service.workflows.run import Run
 
 log = logging.getLogger("secondsite.service")
@@ -38,6 +40,10 @@ TASKS: Final = (
 )
 ROLLBACK: Final = ("roll back: remove the replica", "roll back: start the machine again")
 RELEASE_ATTEMPTS: Final = 4
+REFUSALS: Final = 3
+"""After so many answers that no retry can mend, a person is asked."""
+PAUSE_S: Final = 60.0
+REFUSED_PAUSE_S: Final = 300.0
 
 
 def planned_failover(run: Run) -> None:
@@ -188,9 +194,15 @@ def _step_down(run: Run, facts: Json) -> str | None:
 
 
 def _give_up(run: Run, facts: Json) -> None:
-    """Have the target remove its replica, and do not go on before it says so: both sides must never run."""
+    """Have the target remove its replica, and do not go on before it says so: both sides must never run.
+
+    A target that does not answer, or refuses for good, would hold the machine down for ever. Then the job is suspended
+    and asks; it goes on when the target has done it, or when an operator has confirmed that no replica runs there.
+    The order is given again in any case, less and less often.
+    """
     _show_rollback(run)
-    attempt = 0
+    attempt = refusals = 0
+    asked = False
     while True:
         try:
             run.command(
@@ -201,26 +213,66 @@ def _give_up(run: Run, facts: Json) -> None:
                 facts["epoch"] + 1,
                 {"epoch": facts["epoch"] + 1},
                 attempt=attempt,
+                limit=FOREVER if asked else None,
+                unless=lambda tx: is_confirmed(run, tx),
             )
-        except SecondSiteError as error:
-            attempt += 1
-            log.warning("%s: the target cannot give up its replica yet: %s", facts["name"], error.message)
-            run.change(
-                "give-up-waits",
-                f"runs nowhere: {facts['target_name']} must first confirm that no replica runs there ({error.message})",
-                lambda _tx, _item: {},
-                severity=Severity.CRITICAL,
-            )
-            _pause(run, f"give up {attempt}", min(60.0, 2.0**attempt))
-        else:
             break
+        except SecondSiteError as error:
+            log.warning("%s: the target cannot give up its replica yet: %s", facts["name"], error.message)
+            if was_confirmed(run):
+                break
+            _tell_waiting(run, facts, error)
+            open_still = bool(error.attributes.get("undelivered") or error.attributes.get("unanswered"))
+            refused = not open_still and error.retry is Retry.NEVER
+            refusals += refused
+            asked = asked or open_still or refusals >= REFUSALS
+            if asked:
+                _ask(run, facts, error)
+            if open_still:
+                continue  # the order stands: wait for the same one
+            attempt += 1
+            most_s = REFUSED_PAUSE_S if refused else PAUSE_S
+            _pause(
+                run,
+                f"give up {attempt}",
+                min(most_s, 2.0 ** min(attempt, 10)),
+                lambda tx: is_confirmed(run, tx),
+            )
+            if was_confirmed(run):
+                break
 
     def raised(tx: Transaction, item: Item) -> Json:
         epoch = facts["epoch"] + 1
+        go_on(run, tx, GIVE_UP)
         items.make_writable(tx, item.id, epoch, item.source_side, item.source_node_id, run.ctx.clock())
         return {"epoch": epoch}
 
     run.change("given-up", f"{facts['target_name']} runs no replica; epoch {facts['epoch'] + 1}", raised)
+
+
+def _tell_waiting(run: Run, facts: Json, error: SecondSiteError) -> None:
+    run.change(
+        "give-up-waits",
+        f"runs nowhere: {facts['target_name']} must first confirm that no replica runs there ({error.message})",
+        lambda _tx, _item: {},
+        severity=Severity.CRITICAL,
+    )
+
+
+def _ask(run: Run, facts: Json, error: SecondSiteError) -> None:
+    name, target = facts["name"], facts["target_name"]
+    ask(
+        run,
+        GIVE_UP,
+        f"{name} runs nowhere: {target} does not confirm that no replica of it runs there ({error.message})",
+        f"I checked that {name} does not run on {target}",
+    )
+    run.change(
+        "operator-needed",
+        f"look whether it runs on {target}, stop it there, and resume the job with the sentence that it asks for",
+        lambda _tx, _item: {},
+        severity=Severity.CRITICAL,
+    )
 
 
 def _release(run: Run, facts: Json, cause: SecondSiteError, epoch: int) -> None:
@@ -264,5 +316,13 @@ def _show_rollback(run: Run) -> None:
     run.begin((*TASKS, *ROLLBACK))
 
 
-def _pause(run: Run, name: str, seconds: float) -> None:
-    run.step(f"pause: {name}", lambda: run.wait(lambda waited_s: True if waited_s >= seconds else None))
+def _pause(run: Run, name: str, seconds: float, unless: Callable[[Transaction], bool] | None = None) -> None:
+    def look(waited_s: float) -> bool | None:
+        if waited_s >= seconds:
+            return True
+        if unless is not None:
+            with run.ctx.store.reading() as tx:
+                return unless(tx) or None
+        return None
+
+    run.step(f"pause: {name}", lambda: run.wait(look))

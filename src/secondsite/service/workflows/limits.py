@@ -25,6 +25,8 @@ class Limit:
     withdraw: bool = True
 
 
+FOREVER: Final = Limit(math.inf, math.inf, withdraw=False)
+
 LIMITS: Final[Mapping[str, Limit]] = {
     "target.create": Limit(),
     "source.start": Limit(),
@@ -33,8 +35,8 @@ LIMITS: Final[Mapping[str, Limit]] = {
     # The last changes can be many; the guest is down meanwhile, but giving up would lose the work.
     "source.prepare": Limit(total_s=12 * HOUR),
     "target.failover": Limit(total_s=30 * MINUTE),
-    # Nothing may go on before the target has said that no replica runs: no limit.
-    "target.abandon": Limit(math.inf, math.inf, withdraw=False),
+    # Nothing may go on before the target has said that no replica runs: after this a person is asked, too.
+    "target.abandon": Limit(2 * MINUTE, 10 * MINUTE, withdraw=False),
     "source.release": Limit(2 * MINUTE, 15 * MINUTE, withdraw=False),
     # The old side may be down, that is no failure; it gets the order when it is back.
     "source.demote": Limit(10.0, 2 * MINUTE, withdraw=False),

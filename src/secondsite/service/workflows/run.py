@@ -188,6 +188,7 @@ class Run:
         with_key: bool = False,
         attempt: int = 0,
         limit: Limit | None = None,
+        unless: Callable[[Transaction], bool] | None = None,
     ) -> Json:
         """Give a node an order as a task of the job and return its result.
 
@@ -195,7 +196,7 @@ class Run:
         RemoteError. A limit that runs out raises an error with the attribute `undelivered` if the node did not fetch
         the order in time (and `withdrawn` if it surely never will), else one with the attribute `unanswered`: what
         the node did is unknown then. Unless its limit lets it stand, the order is ended by that and never
-        delivered again.
+        delivered again. `unless` ends the wait likewise, as soon as it holds.
         """
         command_id = CommandId(f"{self.job_id}:{ordinal}:{kind}" + (f":{attempt}" if attempt else ""))
         limit = limit or LIMITS[kind]
@@ -204,7 +205,7 @@ class Run:
             self._start_task(ordinal)
             try:
                 self._put(command_id, kind, node, item, epoch, args, with_key)
-                command = self._answered(command_id, ordinal, limit)
+                command = self._answered(command_id, ordinal, limit, unless)
                 if command.error is not None:
                     raise RemoteError(command.error)
             except SecondSiteError as error:
@@ -236,16 +237,25 @@ class Run:
                 },
             )
 
-    def _answered(self, command_id: CommandId, ordinal: int, limit: Limit) -> Command:
+    def _answered(
+        self,
+        command_id: CommandId,
+        ordinal: int,
+        limit: Limit,
+        unless: Callable[[Transaction], bool] | None,
+    ) -> Command:
         shown: Json | None = None
 
         def look(waited_s: float) -> Command | None:
             nonlocal shown
             with self.ctx.store.reading() as tx:
                 command = commands.find(tx, command_id)
+                needless = unless is not None and unless(tx)
             assert command is not None
             if command.state.ended:
                 return command
+            if needless:
+                self._unanswered(command, limit)
             if command.progress is not None and command.progress != shown:
                 shown = command.progress
                 self.show_progress(ordinal, shown)
