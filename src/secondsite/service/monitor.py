@@ -1,4 +1,5 @@
-"""Looks at everything once in a while: silent nodes, points that are too old, old sides that must still step down.
+"""Looks at everything once in a while: silent nodes, points that are too old, old sides that must still step down,
+sources that do not replicate, nodes whose role is not what the service believes.
 
 Each finding is told once when it begins and once when it ends, as an event; what is true now is in the views.
 """
@@ -14,9 +15,10 @@ from typing import Final
 from secondsite.model.ids import CommandId
 from secondsite.model.item import ItemState
 from secondsite.service.context import Context
-from secondsite.service.store import clouds, commands, events, items, nodes
+from secondsite.service.store import clouds, commands, events, items, jobs, nodes
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Node
+from secondsite.service.usecases import consistency
 from secondsite.service.vocabulary import CommandState, Severity
 
 log = logging.getLogger("secondsite.service")
@@ -24,6 +26,8 @@ log = logging.getLogger("secondsite.service")
 EVERY_S: Final = 5.0
 SILENT_AFTER: Final = timedelta(seconds=45)
 """Nodes report every second and poll at least every 20 s."""
+TOLD: Final = frozenset({"replication-stopped", "report-missing", "inconsistent"})
+"""Of what is wrong with an item now, what becomes an event, too; an error of a cycle is told by its node."""
 DEMOTE_AGAIN_AFTER: Final = timedelta(seconds=60)
 
 
@@ -72,7 +76,8 @@ def look(ctx: Context, since: datetime | None = None) -> None:
         ]
         alerts = [item.id for item in items.listed(tx) if item.rpo_alert != _too_old(tx, item, now)]
         demotions = [item.id for item in items.listed(tx) if item.demotion is not None]
-    if not (silent or alerts or demotions):
+        wrong = _wrong(tx, now)
+    if not (silent or alerts or demotions or wrong):
         return
     with ctx.store.transaction() as tx:
         for node_id in silent:
@@ -85,8 +90,32 @@ def look(ctx: Context, since: datetime | None = None) -> None:
                 )
         for item_id in alerts:
             _alert(tx, items.get(tx, item_id, lock=True), now)
+        for event in wrong:
+            if event.once is None or not events.written(tx, event.once):
+                events.add(tx, event)
         for item_id in demotions:
             _demote_again(tx, items.get(tx, item_id, lock=True), now)
+
+
+def _wrong(tx: Transaction, now: datetime) -> list[events.NewEvent]:
+    """Return what nodes say that is not as it should be, once per case: the same again after an operation is told anew."""
+    known = {node.id: node for node in nodes.listed(tx, revoked=True)}
+    found: list[events.NewEvent] = []
+    for item in items.listed(tx):
+        settled = jobs.last_change_ended(tx, item.id)
+        reasons = consistency.source_reasons(item, known, now) + consistency.role_reasons(
+            item, known, settled
+        )
+        for reason in reasons:
+            if reason.code not in TOLD:
+                continue
+            once = f"{reason.code}:{item.id}:{'' if settled is None else settled.isoformat()}"
+            if not events.written(tx, once):
+                message = f"{item.name}: {reason.message}"
+                found.append(
+                    events.NewEvent(now, reason.code, message, Severity.CRITICAL, item_id=item.id, once=once)
+                )
+    return found
 
 
 def _heard(node: Node, since: datetime | None) -> datetime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -66,6 +67,22 @@ def active_change(tx: Transaction, item_id: ItemId) -> Job | None:
             jobs.c.operation.in_(sorted(CHANGE_OPERATIONS)),
         ),
     )
+
+
+def last_change_ended(tx: Transaction, item_id: ItemId) -> datetime | None:
+    """Return when the last job that changed the item ended, or None."""
+    statement = (
+        sa.select(jobs.c.ended)
+        .where(
+            jobs.c.item_id == item_id,
+            jobs.c.ended.is_not(None),
+            jobs.c.operation.in_(sorted(CHANGE_OPERATIONS)),
+        )
+        .order_by(jobs.c.ended.desc())
+        .limit(1)
+    )
+    found: datetime | None = tx.execute(statement).scalar()
+    return found
 
 
 def listed(

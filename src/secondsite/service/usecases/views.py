@@ -7,7 +7,6 @@ instead: the console and the command line show what the service would answer, an
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -18,21 +17,14 @@ from secondsite.service.context import Context
 from secondsite.service.store import clouds, items, jobs, nodes, points, vaults
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Job, Node, Point, Task
+from secondsite.service.usecases import consistency
+from secondsite.service.usecases.consistency import Reason
 from secondsite.service.vocabulary import JobState
 
 MEASURED: Final = frozenset({ItemState.PROTECTED, ItemState.FAILING_OVER})
 """States in which the age of the newest point is what a disaster now would cost."""
 REPORT_FRESH_S: Final = 30.0
 """A report that is older says what was, not what is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why an item is not healthy."""
-
-    severity: str  # "warning" or "critical"
-    code: str
-    message: str
 
 
 def item_view(ctx: Context, item_ref: str) -> dict[str, Any]:
@@ -144,7 +136,7 @@ def _item(tx: Transaction, item: Item, now: datetime, names: _Names) -> dict[str
     rpo = None
     if item.last_point_time is not None and item.state in MEASURED:
         rpo = max(0.0, (now - item.last_point_time).total_seconds())
-    reasons = health(item, names.nodes, policy.policy, now)
+    reasons = health(item, names.nodes, policy.policy, now, jobs.last_change_ended(tx, item.id))
     writable = items.writable(tx, item.id)
     running = jobs.active_change(tx, item.id)
     if running is not None and running.state is JobState.SUSPENDED:
@@ -206,8 +198,10 @@ def operations_of(item: Item) -> dict[str, Any]:
     }
 
 
-def health(item: Item, known: dict[NodeId, Node], policy: Policy, now: datetime) -> list[Reason]:
-    """Return what is wrong with an item, worst first."""
+def health(
+    item: Item, known: dict[NodeId, Node], policy: Policy, now: datetime, settled: datetime | None = None
+) -> list[Reason]:
+    """Return what is wrong with an item, worst first. `settled`: when the last operation on it ended."""
     reasons: list[Reason] = []
     if item.state in {ItemState.ENABLE_FAILED, ItemState.DISABLE_FAILED}:
         reasons.append(Reason("critical", item.state.value, "an operation failed: read its job's error"))
@@ -230,16 +224,12 @@ def health(item: Item, known: dict[NodeId, Node], policy: Policy, now: datetime)
                     "critical", "rpo", f"newest point: {shown}; the policy allows {policy.rpo_threshold_s} s"
                 )
             )
-    error = (item.source_report or {}).get("error") or (item.target_report or {}).get("error")
+    reasons.extend(consistency.source_reasons(item, known, now))
+    reasons.extend(consistency.role_reasons(item, known, settled))
+    error = (item.target_report or {}).get("error")
     if isinstance(error, dict) and item.deleted is None:
         severity = "critical" if error.get("retry") == "never" else "warning"
-        reasons.append(
-            Reason(
-                severity,
-                str(error.get("code", "error")),
-                str(error.get("message", "replication has an error")),
-            )
-        )
+        reasons.append(consistency.of_error(error, severity))
     reasons.extend(
         Reason("critical", "node-silent", f"node {known[node_id].name} does not answer")
         for node_id in (item.primary_node_id, item.recovery_node_id)
