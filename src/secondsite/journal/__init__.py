@@ -8,6 +8,7 @@ from secondsite.journal.journal import Journal, JournalStatus, Maintenance
 from secondsite.journal.logs import FileKind, Incoming
 from secondsite.journal.pins import Pin
 from secondsite.journal.points import PointInfo
+from secondsite.journal.removal import finish_deletes
 from secondsite.journal.scrub import Finding, verify_folder
 from secondsite.journal.seal import table_label
 from secondsite.journal.view import DiskView, Extent, View
@@ -28,6 +29,7 @@ __all__ = [
     "PointInfo",
     "RawBase",
     "View",
+    "finish_deletes",
     "open_raw_base",
     "table_label",
     "verify_folder",

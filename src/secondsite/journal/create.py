@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from secondsite.journal import documents
 from secondsite.journal.apply import compute_unknown
 from secondsite.journal.base import BaseSpec, OpenBase
 from secondsite.journal.documents import BaseState, Identity
+from secondsite.journal.removal import finish_deletes
 from secondsite.journal.store import Store
 from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId
 from secondsite.model.manifest import Manifest
@@ -76,7 +77,7 @@ def adopt(
     if set(images) != set(point.disks) or set(tables) != set(point.disks):
         raise InvalidInputError("an image and a digest table are needed for each disk of the point")
     if not path.exists():
-        with _new_folder(path) as folder:
+        with _new_folder(path, {image.absolute() for image in images.values()}) as folder:
             specs = {
                 disk: BaseSpec("image", images[disk].absolute(), formats.get(disk, "qcow2"), content.size)
                 for disk, content in point.disks.items()
@@ -125,14 +126,15 @@ def _complete_table(store: Store, disk: DiskKey) -> None:
 
 
 @contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
+def _new_folder(path: Path, images: Collection[Path] = ()) -> Iterator[Path]:
     if path.exists():
         raise ConflictError(f"{path} exists already", hint="open it, or remove it first", path=str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
+    finish_deletes(path.parent, name=path.name, spare=images)
     for leftover in path.parent.glob(f"{path.name}{durable.TEMPORARY_MARK}*"):
         durable.remove_tree(
             leftover
-        )  # of a create or delete that was cut; one process at a time makes an item's journal
+        )  # of a create that was cut; one process at a time makes an item's journal
     folder = durable.temporary_path(path)
     with durable.naming_full_disk(path):
         try:

@@ -28,7 +28,7 @@ from secondsite.errors import (
     UnavailableError,
 )
 from secondsite.journal import create as creation
-from secondsite.journal import documents, folding, garbage, scrub, seal, tables, thin
+from secondsite.journal import documents, folding, garbage, removal, scrub, seal, tables, thin
 from secondsite.journal.base import OpenBase, open_raw_base
 from secondsite.journal.logs import FileKind, Incoming
 from secondsite.journal.pins import Pin
@@ -182,8 +182,10 @@ class Journal:
     def delete(self, *, remove_images: bool = False) -> None:
         """Remove the journal, and the images that were adopted as its base if so asked. Closes it.
 
+        What a cut leaves is removed by `finish_deletes`, or by the next journal of this name.
+
         Raises:
-            PinnedError: somebody reads it, or holds a lasting pin. Nothing was removed.
+            PinnedError: somebody reads it, or holds a lasting pin. Nothing was removed, and it stays open.
         """
         with self._maintenance, self._mutex:
             self._check_writable()
@@ -195,11 +197,9 @@ class Journal:
                         owner=pin.owner,
                         point=pin.sequence,
                     )
-                images = [spec.path for spec in self._store.identity.disks.values() if spec.kind == "image"]
-                durable.remove_tree(self._store.folder)
+                doomed = removal.take_name(self._store.folder, remove_images=remove_images)
             self._release()
-            for image in images if remove_images else ():
-                image.unlink(missing_ok=True)
+            removal.finish(doomed)
 
     # -- facts -----------------------------------------------------------------------------------------
 

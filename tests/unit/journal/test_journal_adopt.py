@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from secondsite.blocks import UNKNOWN, DigestTable
-from secondsite.errors import ConflictError, CorruptError, InvalidInputError, UnsupportedError
-from secondsite.journal import Base, BaseSpec, Journal, RawBase
+from secondsite.errors import ConflictError, CorruptError, InvalidInputError, PinnedError, UnsupportedError
+from secondsite.journal import Base, BaseSpec, Journal, RawBase, finish_deletes
 from secondsite.model.ids import DiskKey, Epoch, Sequence
 from secondsite.model.policy import Policy
 from support.journals import KEY, START, VDA, VDB, filled
+from support.power import PowerCutError, power, unsynced
 
 
 def open_images(spec: BaseSpec, writable: bool) -> Base:
@@ -26,6 +28,7 @@ class Side:
     """The old journal of an item, and the images and tables that failover left."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.model, old = filled(folder / "old", points=4)
         self.manifest = old.manifest().to_bytes()
         self.images: dict[DiskKey, Path] = {}
@@ -125,3 +128,76 @@ def test_delete_keeps_images_unless_asked(tmp_path: Path, remove_images: bool) -
     side.adopt().delete(remove_images=remove_images)
     assert not side.path.exists()
     assert side.images[VDA].exists() is not remove_images
+
+
+def test_a_delete_that_is_refused_leaves_the_journal_open_and_usable(tmp_path: Path) -> None:
+    side = Side(tmp_path)
+    journal = side.adopt()
+    journal.pin(Sequence(4), "a test")
+    with pytest.raises(PinnedError):
+        journal.delete(remove_images=True)
+    assert journal.writable
+    side.model.seal(journal, {VDA: [(0, b"n" * 4096)]})
+    side.model.check(journal, verify=True)
+    journal.unpin("a test")
+    journal.delete(remove_images=True)
+    assert not side.path.exists()
+    assert not side.images[VDA].exists()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("remove_images", [False, True])
+@pytest.mark.parametrize("finished_by", ["finish_deletes", "create"])
+def test_a_delete_that_was_cut_anywhere_is_finished(
+    tmp_path: Path, finished_by: str, remove_images: bool
+) -> None:
+    cut_after_the_name = 0
+    step, steps = 0, 1
+    with unsynced():
+        while step < steps:
+            place = tmp_path / str(step)
+            place.mkdir()
+            side = Side(place)
+            journal = side.adopt()
+            with power(side.path, step) as supply:
+                try:
+                    journal.delete(remove_images=remove_images)
+                    steps = 0
+                except PowerCutError:
+                    steps = step + 2
+            supply.close()
+            journal.close()
+            if side.path.exists():  # a whole journal
+                assert finish_deletes(place) == 0
+                with Journal.open(side.path, writable=True, open_base=open_images) as journal:
+                    side.model.check(journal, verify=True)
+                    journal.delete(remove_images=remove_images)
+            elif finished_by == "create":
+                side.model.create(side.path).delete()
+            else:
+                cut_after_the_name += finish_deletes(place)
+                assert finish_deletes(place) == 0
+            assert [image.exists() for image in side.images.values()] == [not remove_images] * 2
+            assert [entry.name for entry in place.iterdir() if ".tmp-" in entry.name] == []
+            step += 1
+    assert step > 5
+    assert cut_after_the_name > 5 or finished_by == "create"
+
+
+def test_images_that_are_adopted_again_survive_the_end_of_a_cut_delete(tmp_path: Path) -> None:
+    for step in itertools.count():
+        side = Side(tmp_path / str(step))
+        kept = {disk: table.read_bytes() for disk, table in side.tables.items()}
+        journal = side.adopt()
+        with power(side.path, step) as supply, pytest.raises(PowerCutError):
+            journal.delete(remove_images=True)
+        supply.close()
+        journal.close()
+        if not side.path.exists():
+            break
+    assert all(image.exists() for image in side.images.values())  # cut right after the rename
+    for disk, table in side.tables.items():
+        table.write_bytes(kept[disk])
+    with side.adopt() as journal:
+        side.model.check(journal, verify=True)
+    assert finish_deletes(side.path.parent) == 0
