@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from secondsite.errors import ConflictError, NotFoundError
 from secondsite.model.ids import CommandId, ItemId, JobId, NodeId, SiteId
 from secondsite.model.item import ItemState
-from secondsite.service.store import commands, events, items, jobs, nodes, points, vaults
+from secondsite.service.store import access, commands, events, items, jobs, nodes, points, pruning, vaults
 from secondsite.service.store.database import ServiceLock, Store
 from secondsite.service.store.records import CloudMapping, Job, Point, Site
 from secondsite.service.store.tables import cloud_mappings, clouds, metadata, policies
@@ -519,3 +519,64 @@ def test_a_hand_out_that_is_noted_late_does_not_revive_what_was_given_up(store: 
         {"code": "timeout", "message": "late"},
     )
     assert delivered(store) == []
+
+
+# -- pruning -----------------------------------------------------------------------------------------------
+
+
+def test_old_rows_go_and_those_of_active_jobs_stay(store: Store) -> None:
+    item = given_item(store)
+    long_ago = NOW - timedelta(days=500)
+    with store.transaction() as tx:
+        jobs.add(
+            tx,
+            Job(
+                JobId("j"), "disable", item, "web", JobState.NOT_STARTED, 0.0, "me", {}, long_ago, *[None] * 4
+            ),
+        )
+        for name, job, ended in (
+            ("old", None, 8),
+            ("young", None, 6),
+            ("active", "j", 8),
+            ("open", None, None),
+        ):
+            values = {"id": name, "node_id": "n1", "item_id": item, "job_id": job, "kind": "k", "epoch": 1}
+            commands.put(tx, {**values, "args": {}, "created": long_ago})
+            if ended is not None:
+                command = commands.find(tx, CommandId(name))
+                assert command is not None
+                commands.answer(tx, command, NOW - timedelta(days=ended), result={})
+        before = {event.id for event in events.listed(tx)}
+        for code, days, job in (("old", 91, None), ("young", 89, None), ("active", 91, "j")):
+            events.add(tx, events.NewEvent(NOW - timedelta(days=days), code, "m", job_id=job))
+        for path, days in (("/old", 401), ("/young", 399)):
+            access.note(
+                tx,
+                time=NOW - timedelta(days=days),
+                actor="a",
+                role=None,
+                method="POST",
+                path=path,
+                status=200,
+                outcome="done",
+            )
+    with store.transaction() as tx:
+        assert pruning.prune(tx, NOW) == 3
+        assert pruning.prune(tx, NOW) == 0
+        assert [
+            each for each in ("old", "young", "active", "open") if commands.find(tx, CommandId(each))
+        ] == ["young", "active", "open"]
+        left = [event.code for event in events.listed(tx, after=0) if event.id not in before]
+        assert left == ["young", "active"]
+        assert [line["path"] for line in access.trail(tx)] == ["/young"]
+
+
+def test_events_beyond_the_most_that_are_kept_go_a_bounded_number_at_a_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "AT_ONCE", 3)
+    with store.transaction() as tx:
+        for number in range(10):
+            events.add(tx, events.NewEvent(NOW, f"e{number}", "m"))
+        assert [pruning.prune(tx, NOW, events_max=5) for _ in range(3)] == [3, 2, 0]
+        assert [event.code for event in events.listed(tx, after=0)] == ["e5", "e6", "e7", "e8", "e9"]

@@ -150,7 +150,7 @@ class Service:
         people = PeopleServer(options.listen, credentials, ctx)
         people.start()
         self._parts.append(people.stop)
-        monitor = Monitor(ctx, options.monitor_every_s)
+        monitor = Monitor(ctx, options.monitor_every_s, engine.prune)
         monitor.start()
         self._parts.append(monitor.close)
         self._tell(folder, authority, people.address, nodes.address)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
@@ -15,7 +16,7 @@ from typing import Final
 from secondsite.model.ids import CommandId
 from secondsite.model.item import ItemState
 from secondsite.service.context import Context
-from secondsite.service.store import clouds, commands, events, items, jobs, nodes
+from secondsite.service.store import clouds, commands, events, items, jobs, nodes, pruning
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Node
 from secondsite.service.usecases import consistency
@@ -24,6 +25,7 @@ from secondsite.service.vocabulary import CommandState, Severity
 log = logging.getLogger("secondsite.service")
 
 EVERY_S: Final = 5.0
+PRUNE_EVERY: Final = timedelta(minutes=1)
 SILENT_AFTER: Final = timedelta(seconds=45)
 """Nodes report every second and poll at least every 20 s."""
 TOLD: Final = frozenset({"replication-stopped", "report-missing", "inconsistent"})
@@ -37,6 +39,9 @@ class Monitor:
 
     ctx: Context
     every_s: float = EVERY_S
+    prune_workflows: Callable[[datetime], int] = lambda _before: 0
+    """Removes records of workflows that ended before; returns how many it were."""
+    _prune_next: datetime | None = field(default=None, init=False)
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
     _since: datetime | None = field(default=None, init=False)
@@ -57,9 +62,20 @@ class Monitor:
         while not self._stop.wait(self.every_s):
             try:
                 look(self.ctx, self._since)
+                self._prune()
             except Exception:
                 # It must outlive whatever it meets: nobody else would notice a silent node.
                 log.exception("the monitor could not look; it tries again")
+
+    def _prune(self) -> None:
+        """Remove old rows once a minute, a bounded number at a time."""
+        now = self.ctx.clock()
+        if self._prune_next is not None and now < self._prune_next:
+            return
+        self._prune_next = now + PRUNE_EVERY
+        with self.ctx.store.transaction() as tx:
+            pruning.prune(tx, now)
+        self.prune_workflows(now - pruning.COMMANDS_KEPT)
 
 
 def look(ctx: Context, since: datetime | None = None) -> None:

@@ -18,6 +18,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +46,7 @@ VERSION: Final = "1"
 """Of the workflows' shape. Raise it only together with a way to end what began under the old one."""
 SCHEMA: Final = "secondsite_workflows"
 LET_GO_S: Final = 10.0
+PRUNED_AT_ONCE: Final = 100
 
 WORKFLOWS: Final[Mapping[str, Callable[[Run], None]]] = {
     ENABLE: enable,
@@ -99,6 +101,26 @@ class Engine:
             operation = jobs.get(tx, job_id).operation
         with SetWorkflowID(job_id):
             DBOS.start_workflow(self._functions[operation], job_id)
+
+    def prune(self, before: datetime) -> int:
+        """Remove the records of workflows that ended before, a bounded number; returns how many it were.
+
+        Never those of a job that has not ended: without its record the workflow would begin again.
+        """
+        assert self._ctx is not None
+        ended = DBOS.list_workflows(
+            status=["SUCCESS", "ERROR", "CANCELLED"],
+            completed_before=before.isoformat(),
+            limit=PRUNED_AT_ONCE,
+            load_input=False,
+            load_output=False,
+        )
+        with self._ctx.store.reading() as tx:
+            active = {str(job.id) for job in jobs.unfinished(tx)}
+        gone = [workflow.workflow_id for workflow in ended if workflow.workflow_id not in active]
+        if gone:
+            DBOS.delete_workflows(gone)
+        return len(gone)
 
     def close(self) -> None:
         """Interrupt what runs, wait until it has let go, and end; it goes on after the next start."""

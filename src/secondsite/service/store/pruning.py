@@ -1,0 +1,60 @@
+"""Removes what nobody reads any more, a bounded number of rows at a time, so that no table grows without end.
+
+Kept: commands for a week after their end (those of an active job, or of an item with a demotion that is open, as long
+as that lasts), events for ninety days and at most some 200,000 of them (an active job's are its memory of what it has
+done, and stay), the audit trail for 400 days.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Final
+
+import sqlalchemy as sa
+
+from secondsite.service.store.database import Transaction
+from secondsite.service.store.jobs import ACTIVE
+from secondsite.service.store.tables import audit, commands, events, items, jobs
+from secondsite.service.vocabulary import CommandState
+
+COMMANDS_KEPT: Final = timedelta(days=7)
+EVENTS_KEPT: Final = timedelta(days=90)
+EVENTS_MAX: Final = 200_000
+AUDIT_KEPT: Final = timedelta(days=400)
+AT_ONCE: Final = 500
+"""Rows of each table per round: the write lock is held for milliseconds."""
+_ENDED: Final = [state.value for state in CommandState if state.ended]
+
+
+def prune(tx: Transaction, now: datetime, *, events_max: int = EVENTS_MAX) -> int:
+    """Remove what is due, at most `AT_ONCE` rows of each table; returns how many it were."""
+    active = sa.select(jobs.c.id).where(jobs.c.state.in_(ACTIVE))
+    demoting = sa.select(items.c.id).where(items.c.demotion.is_not(None))
+    newest = tx.execute(sa.select(sa.func.max(events.c.id))).scalar() or 0
+    due = (
+        (
+            commands,
+            commands.c.ordinal,
+            sa.and_(
+                commands.c.state.in_(_ENDED),
+                commands.c.ended < now - COMMANDS_KEPT,
+                sa.or_(commands.c.job_id.is_(None), commands.c.job_id.not_in(active)),
+                sa.or_(commands.c.item_id.is_(None), commands.c.item_id.not_in(demoting)),
+            ),
+        ),
+        (
+            events,
+            events.c.id,
+            sa.and_(
+                sa.or_(events.c.time < now - EVENTS_KEPT, events.c.id <= newest - events_max),
+                sa.or_(events.c.job_id.is_(None), events.c.job_id.not_in(active)),
+            ),
+        ),
+        (audit, audit.c.id, audit.c.time < now - AUDIT_KEPT),
+    )
+    removed = 0
+    for table, key, condition in due:
+        keys = [row[0] for row in tx.execute(sa.select(key).where(condition).order_by(key).limit(AT_ONCE))]
+        if keys:
+            removed += tx.execute(sa.delete(table).where(key.in_(keys))).rowcount
+    return removed
