@@ -248,6 +248,9 @@ class _Watched:
 
         return self._world.call(take)
 
+    def tidy(self) -> None:
+        self._world.call(self._machine.capture.tidy)
+
     def forget(self, keep: Any) -> None:
         self._world.call(lambda: self._machine.capture.forget(keep))
 

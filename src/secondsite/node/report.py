@@ -60,7 +60,7 @@ class Reporter:
         report: dict[str, Any] = {
             "item": record.item,
             "epoch": record.epoch,
-            "role": _ROLE_NAMES.get(record.role, record.role.value),
+            "role": record.role.value,
             "phase": "idle",
             "sequence": None,
             "point_time": None,
@@ -102,9 +102,6 @@ class Reporter:
         """Send every point again at the next report: the last one may not have arrived."""
         with self._lock:
             self._sent.clear()
-
-
-_ROLE_NAMES = {Role.PREPARING: "source", Role.PREPARED: "source"}
 
 
 def describe_point(point: PointInfo) -> dict[str, Any]:

@@ -8,8 +8,8 @@ Which blocks to look at follows from what is known:
 - an acknowledged point with its checkpoint: *delta*.
 
 The order that keeps a crash harmless: parts are durable at the target; the pending record is durable here; the point
-is sealed there; the table is advanced and synced; the record says "acknowledged"; the pending record goes. After a
-crash `resolve` asks the target which of its points is last and finishes or drops what was pending.
+is sealed there; the table is advanced and synced; the record says "acknowledged"; the pending record goes. What is
+left by a crash is resolved before the next cycle (see belief.py).
 """
 
 from __future__ import annotations
@@ -22,17 +22,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, Protocol
 
-import blake3
-import numpy as np
 import structlog
 
-from secondsite import durable
 from secondsite.blocks import DigestTable
 from secondsite.capture.parts import Mode, Part, SpoolBudget, produce
-from secondsite.capture.pending import PendingRecord
 from secondsite.capture.port import Capture, Snapshot
-from secondsite.errors import CorruptError, OutOfSequenceError, StaleEpochError, TrackingLostError
-from secondsite.model.ids import Digest, DiskKey, Sequence, parse_digest
+from secondsite.errors import CorruptError, TrackingLostError
+from secondsite.journal import table_label
+from secondsite.model.ids import Digest, DiskKey, Sequence
 from secondsite.model.manifest import (
     Consistency,
     DiskPoint,
@@ -40,16 +37,15 @@ from secondsite.model.manifest import (
     Manifest,
     PointKind,
     VmDefinition,
-    format_time,
 )
-from secondsite.model.units import BLOCK, MIB, PART_DATA_MAX
+from secondsite.model.units import MIB, PART_DATA_MAX
 from secondsite.node.records import Acked, ItemRecord, ItemStore
-from secondsite.ship.protocol import CellRange, LastPoint, PartKind
+from secondsite.node.source.belief import Belief
+from secondsite.ship.protocol import PartKind
 from secondsite.ship.sender import Outgoing, Sender
 
 log = structlog.get_logger(__name__)
 
-_FETCH_CELLS: Final = 1 << 20
 INITIAL_BATCH: Final = 256 * MIB
 """Data bytes between two advances of the table while the initial replication runs."""
 
@@ -102,6 +98,7 @@ class Cycle:
         self._ports = ports
         self._item = item.item
         self._folder = ports.items.folder(item.item)
+        self._target = Belief(ports.items, item.item)
         self._certain = False
         self.kind = PointKind.DELTA
 
@@ -116,7 +113,9 @@ class Cycle:
         record = self._ports.items.get(self._item)
         sender = self._ports.sender(record)
         if not self._certain:
-            self._resolve(record, sender)
+            # First, before anything waits for the network: a snapshot that a dead process left costs the guest space.
+            self._ports.capture(record).tidy()
+            self._target.resolve(record, sender)
         self._certain = False
         self._clean_spool()
         record = self._ports.items.get(self._item)
@@ -129,67 +128,6 @@ class Cycle:
             self._ports.items.count(self._item, "bytes_shipped", shipped)
         self._certain = True
         return outcome
-
-    # -- what became of the last one -------------------------------------------------------------------
-
-    def _resolve(self, record: ItemRecord, sender: Sender) -> None:
-        remote = sender.status()
-        if remote.epoch != record.epoch:
-            raise StaleEpochError(
-                f"{record.name} is at epoch {record.epoch} here and at {remote.epoch} at the target",
-                item=record.item,
-                epoch=record.epoch,
-                current=remote.epoch,
-            )
-        last = remote.last
-        try:
-            pending = PendingRecord.load(self._pending_path)
-        except TrackingLostError as error:
-            self._pending_damaged(record, sender, error)
-            return
-        if pending is not None and pending.sequence and last is not None and last.digest == pending.digest:
-            self._acknowledge(record, pending)
-            return
-        if pending is not None and not pending.sequence:
-            # Parts of an unsealed initial replication may or may not be in the base: ship those blocks again.
-            with self._tables(record) as tables:
-                pending.mark_unknown(tables)
-        if record.acked is None or (last is not None and last.digest == record.acked.digest):
-            if record.acked is None and last is not None:
-                self._relearn(record, sender, last)
-            PendingRecord.discard(self._pending_path)
-            return
-        if last is None:
-            raise OutOfSequenceError(
-                f"the target has no point of {record.name}, although it acknowledged {record.acked.sequence}",
-                hint="its journal was lost or replaced: disable the item and protect its machine again",
-                item=record.item,
-            )
-        self._relearn(record, sender, last)
-
-    def _pending_damaged(self, record: ItemRecord, sender: Sender, error: TrackingLostError) -> None:
-        log.warning("the pending record is damaged", item=record.item, error=error.to_dict())
-        last = sender.status().last
-        if last is not None:
-            self._relearn(record, sender, last)
-            return
-        # No point was sealed yet: nobody knows what of the base was written. Ship everything again.
-        with self._tables(record) as tables:
-            for table in tables.values():
-                table.mark_unknown(0, -(-table.disk_size // BLOCK))
-                table.sync()
-        PendingRecord.discard(self._pending_path)
-
-    def _relearn(self, record: ItemRecord, sender: Sender, last: LastPoint) -> None:
-        """The target's last point is not one we know: fetch its digests and go on by compare."""
-        log.warning("the target's last point is unknown here", item=record.item, sequence=last.sequence)
-        self._ports.items.count(record.item, "relearned")
-        with self._tables(record) as tables:
-            for disk, table in tables.items():
-                _fetch_table(sender, disk, table)
-        acked = Acked(last.sequence, last.digest, format_time(last.time), checkpoint="")
-        self._ports.items.change(record.item, acked=acked)
-        PendingRecord.discard(self._pending_path)
 
     # -- one cycle -------------------------------------------------------------------------------------
 
@@ -206,7 +144,7 @@ class Cycle:
         with ExitStack() as stack:
             snapshot, record = self._snapshot(stack, capture, record, name)
             self.kind = _kind(record)
-            tables = stack.enter_context(self._tables(record))
+            tables = stack.enter_context(self._target.tables(record))
             if self.kind is PointKind.INITIAL:
                 parts = self._ship_initial(record, sender, snapshot, tables)
                 pending: list[Part] = []
@@ -214,22 +152,18 @@ class Cycle:
                 pending, parts = self._ship_changes(record, sender, snapshot, tables)
             # Raises if the bytes turn out not to be one instant: before anything is sealed.
             snapshot.close()
-            manifest = self._manifest(record, snapshot, parts, consistency)
-            data = manifest.to_bytes()
-            digest = parse_digest(blake3.blake3(data).hexdigest())
-            promise = PendingRecord.of(manifest.sequence, digest, snapshot.checkpoint, pending)
-            durable.write_atomic(self._folder / "manifest.pending", data)
-            promise.save(self._pending_path)
-            sender.seal(data)
-            self._acknowledge(record, promise, manifest=manifest, tables=tables)
+            manifest = self._manifest(record, snapshot, parts, consistency, tables)
+            promise = self._target.promise_point(manifest, snapshot.checkpoint, pending)
+            self._target.seal(sender, manifest)
+            self._target.acknowledge(record, promise, manifest=manifest, tables=tables)
         capture.forget(keep={promise.checkpoint} - {""})
         changed = sum(disk.changed for disk in parts.values())
         self._ports.items.count(record.item, "bytes_changed", changed)
         self._ports.items.count(record.item, "cycles")
         return CycleOutcome(
             self.kind,
-            manifest.sequence,
-            digest,
+            promise.sequence,
+            promise.digest,
             manifest.time,
             changed,
             sender.progress.view().wire - wire_before,
@@ -264,11 +198,9 @@ class Cycle:
             produced = self._produce(sender, snapshot, disk, tables, Mode.COMPARE, budget)
             for batch in _batches(produced, INITIAL_BATCH // 2):
                 sender.send([_outgoing(part) for part in batch], lambda sent: _spooled_away(budget, sent))
-                promise = PendingRecord.of(Sequence(0), Digest(""), "", batch)
-                promise.save(self._pending_path)
+                promise = self._target.promise_parts(batch)
                 sender.apply_initial(disk, [part.digest for part in batch])
-                promise.apply(tables)
-                PendingRecord.discard(self._pending_path)
+                self._target.applied(promise, tables)
                 state.changed += sum(part.changed for part in batch)
         return result
 
@@ -332,7 +264,10 @@ class Cycle:
         snapshot: Snapshot,
         parts: Mapping[DiskKey, _DiskParts],
         consistency: Consistency,
+        tables: Mapping[DiskKey, DigestTable],
     ) -> Manifest:
+        # The first point names no logs: the journal seals it only if its base is what our tables say it is.
+        proven = tables if self.kind is PointKind.INITIAL else {}
         return Manifest(
             item=record.item,
             name=record.name,
@@ -353,69 +288,19 @@ class Cycle:
             },
             # From the fabric, not the snapshot: a machine that is locked for a failover is described unlocked.
             vm=self._ports.definition(record),
+            labels={table_label(disk): table.fingerprint() for disk, table in proven.items()},
         )
 
-    def _acknowledge(
-        self,
-        record: ItemRecord,
-        promise: PendingRecord,
-        *,
-        manifest: Manifest | None = None,
-        tables: Mapping[DiskKey, DigestTable] | None = None,
-    ) -> None:
-        """The target holds the point: advance the tables, then say so. Every step may be repeated."""
-        if tables is None:
-            with self._tables(record) as opened:
-                promise.apply(opened)
-        else:
-            promise.apply(tables)
-        if manifest is None:
-            manifest = Manifest.from_bytes((self._folder / "manifest.pending").read_bytes())
-        durable.write_atomic(self._folder / "manifest.json", manifest.to_bytes())
-        acked = Acked(promise.sequence, promise.digest, format_time(manifest.time), promise.checkpoint)
-        self._ports.items.change(record.item, acked=acked)
-        PendingRecord.discard(self._pending_path)
-
     # -- files -----------------------------------------------------------------------------------------
-
-    @property
-    def _pending_path(self) -> Path:
-        return self._folder / "pending"
 
     @property
     def _spool(self) -> Path:
         return self._folder / "spool"
 
-    def _tables(self, record: ItemRecord) -> OpenTables:
-        return OpenTables(self._folder / "digests", record)
-
     def _clean_spool(self) -> None:
         self._spool.mkdir(exist_ok=True)
         for path in self._spool.iterdir():
             path.unlink(missing_ok=True)
-
-
-class OpenTables:
-    """The writable digest tables of an item's disks, for the length of a `with`."""
-
-    def __init__(self, folder: Path, record: ItemRecord) -> None:
-        self._folder = folder
-        self._record = record
-        self._stack = ExitStack()
-
-    def __enter__(self) -> dict[DiskKey, DigestTable]:
-        with ExitStack() as stack:
-            tables = {
-                disk: stack.enter_context(
-                    DigestTable.open(self._folder / f"{disk}.tbl", self._record.key, writable=True)
-                )
-                for disk in self._record.disks
-            }
-            self._stack = stack.pop_all()
-        return tables
-
-    def __exit__(self, *exc: object) -> None:
-        self._stack.close()
 
 
 def _outgoing(part: Part) -> Outgoing:
@@ -432,21 +317,6 @@ def _only(files: list[FileRef]) -> FileRef | None:
     if len(files) > 1:
         raise CorruptError("a disk has more than one list of zero extents")
     return files[0] if files else None
-
-
-def _fetch_table(sender: Sender, disk: DiskKey, table: DigestTable) -> None:
-    """Fill a table with what the target holds at its last point."""
-    cells = -(-table.disk_size // BLOCK)
-    first = 0
-    ranges = [CellRange(at, min(_FETCH_CELLS, cells - at)) for at in range(0, cells, _FETCH_CELLS)]
-    for data in sender.digests(disk, ranges):
-        digests = np.frombuffer(data, dtype="<u8")
-        if digests.any():
-            table.put(first, digests)
-        else:
-            table.fill_zero(first, len(digests))
-        first += len(digests)
-    table.sync()
 
 
 def _kind(record: ItemRecord) -> PointKind:

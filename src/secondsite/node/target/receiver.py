@@ -6,6 +6,7 @@ The journal checks the epoch a second time, on its own disk.
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from secondsite.blocks import DigestTable
-from secondsite.errors import ConflictError, ForbiddenError, StaleEpochError
+from secondsite.errors import ForbiddenError, StaleEpochError
 from secondsite.journal import Incoming, Journal
 from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId, NodeId
 from secondsite.node.records import ItemRecord, ItemStore, Role
@@ -79,12 +80,16 @@ class JournalReceiver:
 
     def _table_of_last_point(self, record: ItemRecord, journal: Journal, disk: DiskKey) -> Path:
         last = journal.status().last
-        if last is None:
-            raise ConflictError(
-                f"{record.name} has no recovery point yet", hint="replicate it first", item=record.item
-            )
         folder = self._items.folder(record.item) / "asked"
         folder.mkdir(exist_ok=True)
+        if last is None:
+            # The base of an initial replication changes as parts arrive: made anew each time that it is asked for.
+            path = folder / f"{disk}-base-{secrets.token_hex(8)}.tbl"
+            with self._tables:
+                for old in folder.glob(f"{disk}-*"):
+                    old.unlink(missing_ok=True)
+                journal.initial_table(disk, path)
+            return path
         path = folder / f"{disk}-{last.digest}.tbl"
         with self._tables:
             if not path.exists():

@@ -1,0 +1,219 @@
+"""What the source believes the target to hold: digest tables, the last acknowledged point, and what is pending.
+
+The tables are never ahead of the target. Before parts are applied to a base, or a point is sealed, the promise is
+written down; after the acknowledgement the tables are advanced, and the promise goes. What a crash leaves is resolved by
+asking the target: if its last point is the promised one the promise is kept, if it is the one before it is dropped,
+and if it is another the tables are fetched from the target. Blocks of parts that may or may not have been applied become
+unknown: they are shipped again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import blake3
+import numpy as np
+import structlog
+
+from secondsite import durable
+from secondsite.blocks import DigestTable
+from secondsite.capture.parts import Part
+from secondsite.capture.pending import PendingRecord
+from secondsite.errors import OutOfSequenceError, SecondSiteError, StaleEpochError, TrackingLostError
+from secondsite.model.ids import Digest, DiskKey, ItemId, Sequence, parse_digest
+from secondsite.model.manifest import Manifest, PointKind, format_time
+from secondsite.model.units import BLOCK
+from secondsite.node.records import Acked, ItemRecord, ItemStore
+from secondsite.ship.protocol import CellRange, LastPoint
+from secondsite.ship.sender import Sender
+
+log = structlog.get_logger(__name__)
+
+_FETCH_CELLS: Final = 1 << 20
+
+
+class Belief:
+    """See the module's docstring. One per item; for one thread at a time."""
+
+    def __init__(self, items: ItemStore, item: ItemId) -> None:
+        self._items = items
+        self._folder = items.folder(item)
+        self._base_doubted = False
+
+    def tables(self, record: ItemRecord) -> OpenTables:
+        """Return the item's digest tables, to be opened by `with`."""
+        return OpenTables(self._folder / "digests", record)
+
+    # -- promises ----------------------------------------------------------------------------------------
+
+    def promise_parts(self, parts: list[Part]) -> PendingRecord:
+        """Write down which blocks are about to be applied to the base."""
+        promise = PendingRecord.of(Sequence(0), Digest(""), "", parts)
+        promise.save(self._pending_path)
+        return promise
+
+    def applied(self, promise: PendingRecord, tables: Mapping[DiskKey, DigestTable]) -> None:
+        """The target has applied the parts, durably."""
+        promise.apply(tables)
+        PendingRecord.discard(self._pending_path)
+
+    def promise_point(self, manifest: Manifest, checkpoint: str, parts: list[Part]) -> PendingRecord:
+        """Write down which point is about to be sealed, and what it makes of the tables."""
+        data = manifest.to_bytes()
+        digest = parse_digest(blake3.blake3(data).hexdigest())
+        promise = PendingRecord.of(manifest.sequence, digest, checkpoint, parts)
+        durable.write_atomic(self._folder / "manifest.pending", data)
+        promise.save(self._pending_path)
+        return promise
+
+    def seal(self, sender: Sender, manifest: Manifest) -> None:
+        """Have the point sealed. A first point that the target refuses casts doubt on what its base holds."""
+        try:
+            sender.seal(manifest.to_bytes())
+        except SecondSiteError as error:
+            if manifest.kind is PointKind.INITIAL and error.code == OutOfSequenceError.code:
+                self._base_doubted = True
+            raise
+
+    def acknowledge(
+        self,
+        record: ItemRecord,
+        promise: PendingRecord,
+        *,
+        manifest: Manifest | None = None,
+        tables: Mapping[DiskKey, DigestTable] | None = None,
+    ) -> None:
+        """The target holds the point: advance the tables, then say so. Every step may be repeated."""
+        if tables is None:
+            with self.tables(record) as opened:
+                promise.apply(opened)
+        else:
+            promise.apply(tables)
+        if manifest is None:
+            manifest = Manifest.from_bytes((self._folder / "manifest.pending").read_bytes())
+        durable.write_atomic(self._folder / "manifest.json", manifest.to_bytes())
+        acked = Acked(promise.sequence, promise.digest, format_time(manifest.time), promise.checkpoint)
+        self._items.change(record.item, acked=acked)
+        PendingRecord.discard(self._pending_path)
+
+    # -- after a failure or a restart ----------------------------------------------------------------------
+
+    def resolve(self, record: ItemRecord, sender: Sender) -> None:
+        """Find out what became of what was promised, and make the tables and the record true.
+
+        Raises StaleEpochError if another side took over, OutOfSequenceError if the target lost its journal.
+        """
+        remote = sender.status()
+        if remote.epoch != record.epoch:
+            raise StaleEpochError(
+                f"{record.name} is at epoch {record.epoch} here and at {remote.epoch} at the target",
+                item=record.item,
+                epoch=record.epoch,
+                current=remote.epoch,
+            )
+        last = remote.last
+        if last is None and self._base_doubted:
+            self._relearn_base(record, sender)
+        try:
+            pending = PendingRecord.load(self._pending_path)
+        except TrackingLostError as error:
+            self._pending_damaged(record, sender, error)
+            return
+        if pending is not None and pending.sequence and last is not None and last.digest == pending.digest:
+            self.acknowledge(record, pending)
+            return
+        if pending is not None and not pending.sequence:
+            # Parts of an unsealed initial replication may or may not be in the base: ship those blocks again.
+            with self.tables(record) as tables:
+                pending.mark_unknown(tables)
+        if record.acked is None or (last is not None and last.digest == record.acked.digest):
+            if record.acked is None and last is not None:
+                self._relearn(record, sender, last)
+            PendingRecord.discard(self._pending_path)
+            return
+        if last is None:
+            raise OutOfSequenceError(
+                f"the target has no point of {record.name}, although it acknowledged {record.acked.sequence}",
+                hint="its journal was lost or replaced: disable the item and protect its machine again",
+                item=record.item,
+            )
+        self._relearn(record, sender, last)
+
+    def _pending_damaged(self, record: ItemRecord, sender: Sender, error: TrackingLostError) -> None:
+        log.warning("the pending record is damaged", item=record.item, error=error.to_dict())
+        last = sender.status().last
+        if last is not None:
+            self._relearn(record, sender, last)
+            return
+        # No point was sealed yet: nobody knows what of the base was written. Ship everything again.
+        with self.tables(record) as tables:
+            for table in tables.values():
+                table.mark_unknown(0, -(-table.disk_size // BLOCK))
+                table.sync()
+        PendingRecord.discard(self._pending_path)
+
+    def _relearn(self, record: ItemRecord, sender: Sender, last: LastPoint) -> None:
+        """The target's last point is not one we know: fetch its digests and go on by compare."""
+        log.warning("the target's last point is unknown here", item=record.item, sequence=last.sequence)
+        self._items.count(record.item, "relearned")
+        with self.tables(record) as tables:
+            for disk, table in tables.items():
+                _fetch_table(sender, disk, table)
+        acked = Acked(last.sequence, last.digest, format_time(last.time), checkpoint="")
+        self._items.change(record.item, acked=acked)
+        PendingRecord.discard(self._pending_path)
+
+    def _relearn_base(self, record: ItemRecord, sender: Sender) -> None:
+        """A late part came over newer data: learn what the base holds, and ship what differs."""
+        log.warning("the target's base is not what was shipped to it", item=record.item)
+        self._items.count(record.item, "relearned")
+        PendingRecord.discard(self._pending_path)
+        with self.tables(record) as tables:
+            for disk, table in tables.items():
+                _fetch_table(sender, disk, table)
+        self._base_doubted = False
+
+    @property
+    def _pending_path(self) -> Path:
+        return self._folder / "pending"
+
+
+class OpenTables:
+    """The writable digest tables of an item's disks, for the length of a `with`."""
+
+    def __init__(self, folder: Path, record: ItemRecord) -> None:
+        self._folder = folder
+        self._record = record
+        self._stack = ExitStack()
+
+    def __enter__(self) -> dict[DiskKey, DigestTable]:
+        with ExitStack() as stack:
+            tables = {
+                disk: stack.enter_context(
+                    DigestTable.open(self._folder / f"{disk}.tbl", self._record.key, writable=True)
+                )
+                for disk in self._record.disks
+            }
+            self._stack = stack.pop_all()
+        return tables
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+
+def _fetch_table(sender: Sender, disk: DiskKey, table: DigestTable) -> None:
+    """Fill a table with what the target holds at its last point."""
+    cells = -(-table.disk_size // BLOCK)
+    first = 0
+    ranges = [CellRange(at, min(_FETCH_CELLS, cells - at)) for at in range(0, cells, _FETCH_CELLS)]
+    for data in sender.digests(disk, ranges):
+        digests = np.frombuffer(data, dtype="<u8")
+        if digests.any():
+            table.put(first, digests)
+        else:
+            table.fill_zero(first, len(digests))
+        first += len(digests)
+    table.sync()
