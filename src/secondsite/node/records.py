@@ -103,8 +103,8 @@ class ItemRecord:
     """The old machine's disks: prepared (with marks), or the base of the journal."""
     marks: Mapping[DiskKey, list[list[int]]] = field(default_factory=dict)
     """What the files of those disks looked like when the last point was sealed; empty once they were adopted."""
-    ran: bool = True
-    """Whether the machine ran when its failover was prepared: a roll back starts it again only then."""
+    ran: bool = False
+    """Whether the machine ran when its failover was prepared, and no roll back has started it again since."""
     counters: Mapping[str, int] = field(default_factory=dict)
 
     @property

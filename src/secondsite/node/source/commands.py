@@ -130,7 +130,7 @@ class SourceCommands:
         require_role(record, Role.SOURCE, Role.PREPARING, Role.PREPARED)
         # Prepared once is not prepared for ever: somebody may have started the machine since.
         if record.role is not Role.PREPARED or not self._is_off_and_locked(record.vm):
-            ran = record.ran if record.role is Role.PREPARING else self._runs(record.vm)
+            ran = self._runs(record.vm) or (record.role is not Role.SOURCE and record.ran)
             self.items.change(item, role=Role.PREPARING, ran=ran, marks={})
             progress(0.1, "waiting for the cycle that runs")
             self.replicators.stop(item)
@@ -161,6 +161,7 @@ class SourceCommands:
         self.replicators.start(item)
         if record.ran:
             self.fabric.start(record.vm)
+            self.items.change(item, ran=False)
         return {}
 
     def demote(self, command: Command, progress: Progress) -> Mapping[str, Any]:
@@ -168,7 +169,7 @@ class SourceCommands:
         item = _item(command)
         record = self.items.get(item)
         require_role(record, Role.PREPARED, Role.STANDBY)
-        self.items.change(item, role=Role.STANDBY, epoch=Epoch(int(command.args["new_epoch"])))
+        self.items.change(item, role=Role.STANDBY, epoch=Epoch(int(command.args["new_epoch"])), ran=False)
         return {}
 
     def stop(self, command: Command, progress: Progress) -> Mapping[str, Any]:

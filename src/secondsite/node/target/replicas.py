@@ -154,11 +154,19 @@ class Replicas:
             self._remove_machines(item, ReplicaRole.REPLICA)
             return
         require_role(record, Role.TARGET, Role.ACTIVE)
+        # Before anything is removed: a late one must not meet a later failover, nor the committed machine.
+        if epoch < record.epoch:
+            raise StaleEpochError(
+                f"a failover of {record.name} to epoch {epoch} is given up, but it is at {record.epoch}",
+                item=item,
+                epoch=epoch,
+                current=record.epoch,
+            )
+        journal = self._journals.get(item)
         if record.failover is not None:
             self._remove_machines(item, ReplicaRole.REPLICA)
             self._views.end(record.failover.socket)
             self._remove_overlays(record, ReplicaRole.REPLICA)
-        journal = self._journals.get(item)
         journal.raise_epoch(epoch)
         journal.unpin(FAILOVER_PIN)
         self._items.change(item, role=Role.TARGET, epoch=epoch, failover=None, vm="")

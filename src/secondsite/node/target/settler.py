@@ -8,6 +8,7 @@ from collections.abc import Callable
 import structlog
 
 from secondsite.errors import ConflictError, SecondSiteError
+from secondsite.fabric.port import CancelledError
 from secondsite.model.ids import ItemId
 from secondsite.node.records import ItemStore
 from secondsite.node.target.replicas import Replicas
@@ -40,7 +41,7 @@ class Settler:
             thread.start()
 
     def wait(self, item: ItemId, report: Callable[[int, int], None], poll_s: float = 0.2) -> None:
-        """Wait until the item's machine stands alone; raise what stopped it."""
+        """Wait until the item's machine stands alone; raise what stopped it, CancelledError if the node's stop did."""
         while True:
             record = self._items.get(item)
             if record.failover is None or record.failover.standalone:
@@ -52,12 +53,14 @@ class Settler:
             self.start(item)
             with self._lock:
                 thread = self._threads.get(item)
-            if thread is None:
-                raise ConflictError("the node is stopping", hint="try again when it runs")
-            thread.join(poll_s)
-            report(*self._progress.get(item, (0, 0)))
-            if not thread.is_alive() and item in self._errors:
-                raise self._errors.pop(item)
+            if thread is not None:
+                thread.join(poll_s)
+                report(*self._progress.get(item, (0, 0)))
+                if not thread.is_alive() and item in self._errors:
+                    raise self._errors.pop(item)
+            if self._stop.is_set() and (thread is None or not thread.is_alive()):
+                # Nobody settles it any more. No conflict: that would be an outcome, and the order runs again.
+                raise CancelledError("the node is stopping", hint="it goes on when the node runs again")
 
     def cancel(self, item: ItemId) -> None:
         """Stop settling the item and wait until it has stopped; what was pulled stays pulled."""
