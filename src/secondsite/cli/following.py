@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -51,6 +52,7 @@ def follow(api: ApiClient, job_id: str) -> dict[str, Any]:
     )
     with Progress(*columns, console=err, transient=False, disable=not sys.stderr.isatty()) as bars:
         shown: dict[int, TaskID] = {}
+        asked = False
         while True:
             job = _ask(api, job_id)
             for task in job.get("tasks", []):
@@ -58,6 +60,9 @@ def follow(api: ApiClient, job_id: str) -> dict[str, Any]:
             bars.refresh()  # what was there only between two pictures is seen, too
             if job["state"] in ENDED:
                 return job
+            if job["state"] == "Suspended" and not asked:
+                asked = True
+                _ask_operator(job)
             time.sleep(POLL_S)
 
 
@@ -76,6 +81,15 @@ def describe(job: Mapping[str, Any]) -> None:
         )
         if error.get("hint"):
             err.print(f"  [bold]hint[/]: {escape(str(error['hint']))}")
+
+
+def _ask_operator(job: Mapping[str, Any]) -> None:
+    result = job.get("result") or {}
+    err.print(f"[bold yellow]waits for you[/]: {escape(str(result.get('waits_for')))}")
+    err.print(
+        f"  when it is so: secondsite job resume {job['id']} --confirm {shlex.quote(str(result.get('confirm')))}",
+        markup=False,
+    )
 
 
 def _ask(api: ApiClient, job_id: str) -> dict[str, Any]:

@@ -99,6 +99,24 @@ def wait_job(job: Annotated[str, typer.Argument(help="The job's id.")], as_json:
         finish(api, api.get(f"/jobs/{job}"), as_json=as_json, no_wait=False)
 
 
+@jobs.command(
+    "resume",
+    epilog='Example: secondsite job resume JOB --confirm "I checked that web-1 does not run on host-2"',
+)
+def resume_job(
+    job: Annotated[str, typer.Argument(help="The id of a suspended job.")],
+    confirm: Annotated[str, typer.Option(help="The sentence that the job asks for, word by word.")],
+    as_json: Json = False,
+) -> None:
+    """Let a suspended job go on by vouching for what it could not find out by itself."""
+    with reporting(as_json=as_json):
+        row = connect().post(f"/jobs/{job}/resume", {"confirm": confirm})
+        if as_json:
+            print_json(row)
+        else:
+            describe(row)
+
+
 @events.command("list", epilog="Example: secondsite event list --item web-1 --limit 20")
 def list_events(
     item: Annotated[str | None, typer.Option(help="Only of this item.")] = None,

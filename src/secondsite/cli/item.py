@@ -185,18 +185,22 @@ def reverse(item: Item, no_wait: NoWait = False, as_json: Json = False) -> None:
     _operate(item, "reverse", {}, no_wait, as_json)
 
 
-@app.command(epilog="Example: secondsite item disable web-1 --keep-replica")
+@app.command(epilog="Example: secondsite item disable web-1 --delete-replica")
 def disable(
     item: Item,
-    keep_replica: Annotated[
-        bool, typer.Option("--keep-replica", help="Keep old disks that serve as the journal's base.")
+    delete_replica: Annotated[
+        bool,
+        typer.Option(
+            "--delete-replica",
+            help="Remove the old machine's disks at the other side, too, if there are any.",
+        ),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Go on without nodes that do not answer.")] = False,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
     """Stop protecting; the machine that runs is not touched."""
-    _operate(item, "disable", {"delete_replica": not keep_replica, "force": force}, no_wait, as_json)
+    _operate(item, "disable", {"delete_replica": delete_replica, "force": force}, no_wait, as_json)
 
 
 def _operate(item: str, operation: str, body: dict[str, Any], no_wait: bool, as_json: bool) -> None:

@@ -173,3 +173,32 @@ def test_progress_of_any_form_can_be_shown(screen: io.StringIO) -> None:
         assert following.follow(api, JOB)["id"] == JOB
         api.close()
     assert "copy" in screen.getvalue()
+
+
+def test_a_suspended_job_says_what_it_waits_for_and_how_to_answer() -> None:
+    question = {
+        "waits_for": "rtm-1 never confirmed that no replica runs",
+        "confirm": "I checked that it is off",
+    }
+    answers = iter(
+        httpx.Response(200, json=job(state, result=question if state == "Suspended" else None))
+        for state in ("Suspended", "Suspended", "Failed")
+    )
+    said = call(httpx.MockTransport(lambda _request: next(answers)), "job", "wait", JOB, env=KNOWN)
+    assert said.code == 1
+    assert said.err.count("rtm-1 never confirmed") == 1
+    assert f"secondsite job resume {JOB} --confirm 'I checked that it is off'" in said.err
+
+
+def test_the_answer_to_a_suspended_job_is_sent_word_by_word() -> None:
+    sent: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        return httpx.Response(200, json=job("InProgress"))
+
+    words = ["job", "resume", JOB, "--confirm", "I checked that it is off"]
+    said = call(httpx.MockTransport(answer), *words, env=KNOWN)
+    assert said.code == 0
+    assert sent[0].url.path == f"/api/v1/jobs/{JOB}/resume"
+    assert json.loads(sent[0].content) == {"confirm": "I checked that it is off"}

@@ -79,15 +79,15 @@ def test_there_and_back(protected: Cli) -> None:
     assert protected.json("item", "commit", "web-1")["state"] == "Succeeded"
     assert protected.json("item", "reverse", "web-1")["state"] == "Succeeded"
     assert "rtm > ams" in protected.ok("item", "list").words
-    assert protected.json("item", "disable", "web-1", "--keep-replica", "--force")["state"] == "Succeeded"
-    assert protected.transport.requests[-3][2] == {"delete_replica": False, "force": True}
+    assert protected.json("item", "disable", "web-1", "--delete-replica", "--force")["state"] == "Succeeded"
+    assert protected.transport.requests[-3][2] == {"delete_replica": True, "force": True}
     assert protected.json("item", "list") == []
     assert [row["state"] for row in protected.json("item", "list", "--disabled")] == ["disabled"]
 
 
-def test_disable_removes_the_replica_unless_told_to_keep_it(protected: Cli) -> None:
+def test_disable_keeps_the_old_disks_unless_told_to_remove_them(protected: Cli) -> None:
     job = protected.json("item", "disable", "web-1", "--no-wait")
-    assert protected.transport.requests[-1][2] == {"delete_replica": True, "force": False}
+    assert protected.transport.requests[-1][2] == {"delete_replica": False, "force": False}
     assert job["operation"] == "disable"
 
 

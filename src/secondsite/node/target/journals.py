@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from secondsite.errors import NotFoundError
-from secondsite.journal import Journal
+from secondsite.journal import Journal, finish_deletes
 from secondsite.journal.base import OpenBase
 from secondsite.model.ids import ItemId
 
@@ -39,8 +39,9 @@ class Journals:
         return (self._folder(item) / "journal.json").exists()
 
     def delete(self, item: ItemId, *, remove_images: bool) -> None:
-        """Delete the item's journal. Idempotent."""
+        """Delete the item's journal. Idempotent, and finishes one that a crash cut."""
         if not self.exists(item):
+            finish_deletes(self._folder(item).parent, name=item)
             return
         journal = self.get(item)
         with self._lock_of(item):
