@@ -21,8 +21,10 @@ from secondsite.capture.checkpoints import adopt_checkpoint
 from secondsite.capture.machine import Machine
 from secondsite.capture.port import Capture
 from secondsite.capture.select import capture_for
+from secondsite.errors import CorruptError
 from secondsite.fabric.libvirt import LibvirtFabric
 from secondsite.fabric.port import Fabric
+from secondsite.journal import finish_deletes
 from secondsite.model.ids import NodeId
 from secondsite.nbd.image import base_opener
 from secondsite.node.channel import Channel
@@ -65,6 +67,7 @@ class NodeDaemon:
         finish_renewal(credentials)
         self.fabric = fabric or LibvirtFabric(self.config.fabric)
         self.items = ItemStore(folders.items)
+        _finish_deletes(folders)
         self._limiters: dict[str, TokenBucket] = {}
         open_base = base_opener(folders.run)
         self.journals = Journals(folders.journal, open_base)
@@ -152,6 +155,14 @@ class NodeDaemon:
         if bucket is None or bucket.rate != limit:
             bucket = self._limiters[record.item] = TokenBucket(limit)
         return bucket
+
+
+def _finish_deletes(folders: Folders) -> None:
+    """Remove what deletes of journals left that a crash cut; a damaged journal there is no reason not to start."""
+    try:
+        finish_deletes(folders.storage / "secondsite" / "journals")
+    except CorruptError as error:
+        log.warning("cut deletes are not finished", error=error.to_dict())
 
 
 def _scratch(folders: Folders, record: ItemRecord) -> Path:
