@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -57,6 +59,28 @@ def extract(node: PairNode, item: ItemId, sequence: int, folder: Path) -> list[P
 
 def images_of(node: PairNode, vm: str) -> list[Path]:
     return [disk.path for disk in node.daemon.fabric.find(vm).disks if disk.path is not None]
+
+
+def stand_alone_copies_equal(
+    nodes: NodePair, item: ItemId, sequence: int, disks: list[Path], folder: Path
+) -> None:
+    """Extract a point with the stand-alone command and compare every byte with the disks as they were then."""
+    journal = nodes.recovery.daemon.journals.get(item).path
+    command = [sys.executable, "-m", "secondsite", "journal", "extract", str(journal)]
+    subprocess.run([*command, "--sequence", str(sequence), "--output", str(folder)], check=True, timeout=60)
+    for disk, key in zip(disks, DISKS, strict=True):
+        compare = [
+            "qemu-img",
+            "compare",
+            "-U",
+            "-f",
+            "raw",
+            "-F",
+            "qcow2",
+            str(folder / f"{key}.raw"),
+            str(disk),
+        ]
+        assert subprocess.run(compare, capture_output=True, timeout=60).returncode == 0, key
 
 
 def fail_over(source: PairNode, target: PairNode, item: ItemId, name: str, epoch: int) -> dict[str, object]:
@@ -119,6 +143,8 @@ def test_a_guest_is_tested_goes_there_and_comes_back(
         there = fail_over(nodes.primary, nodes.recovery, item, "pair-a", 1)
         source = check_records(images_of(nodes.primary, "pair-a"))
         assert source.ok
+        base = int(str(there["sequence"]))
+        stand_alone_copies_equal(nodes, item, base, images_of(nodes.primary, "pair-a"), short_path / "copies")
         with ConsoleReader(hypervisor_pair.recovery, "pair-a") as console:
             first = console.first_record(30)
         assert first == source.last + 1
@@ -127,7 +153,6 @@ def test_a_guest_is_tested_goes_there_and_comes_back(
 
         # Reversed: only what changed since is shipped.
         reverse(nodes.recovery, nodes.primary, item, 2)
-        base = int(str(there["sequence"]))
         wait_until(lambda: points_of(nodes.primary, item)[-1:] > [base + 1], what="a point in reverse")
         record = nodes.recovery.daemon.items.get(item)
         assert record.role is Role.SOURCE
