@@ -90,6 +90,13 @@ def test_a_repeated_failover_answers_with_the_machine_that_runs(side: TargetSide
     assert [vm.power for vm in side.machines] == [PowerState.RUNNING]
 
 
+def test_a_repeated_failover_serves_no_view_that_its_machine_does_not_need_any_more(side: TargetSide) -> None:
+    side.fail_over(2)
+    side.settle()
+    assert "result" in side.submit(side.failover(2))
+    assert side.views.running == set()
+
+
 def test_an_abandon_from_before_the_failover_that_runs_removes_nothing(side: TargetSide) -> None:
     """The machine was gone before the older epoch was noticed."""
     side.done("target.abandon", 2, epoch=2)

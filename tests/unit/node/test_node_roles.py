@@ -51,16 +51,17 @@ def test_a_prepared_machine_is_off_and_locked_and_a_repetition_answers_with_its_
     assert side.replicators.cycles == 1
 
 
-@pytest.mark.parametrize("after", ["started", "unlocked"])
+@pytest.mark.parametrize("after", ["started", "started and locked", "unlocked"])
 def test_a_machine_that_was_started_after_it_was_prepared_is_prepared_again(
     side: SourceSide, after: str
 ) -> None:
     """It was "prepared" by its record: the next failover took the old point while the machine ran."""
     first = side.done("source.prepare")
-    if after == "started":
-        side.start_by_hand()
-    else:
-        side.fabric.unlock_power(side.vm)
+    side.fabric.unlock_power(side.vm)
+    if after != "unlocked":
+        side.fabric.start(side.vm)
+    if after == "started and locked":
+        side.fabric.lock_power(side.vm, "again")
     second = side.done("source.prepare")
     assert second["sequence"] == first["sequence"] + 1
     assert (side.power, side.locked, side.record.role) == (PowerState.OFF, True, Role.PREPARED)
@@ -202,18 +203,22 @@ def test_a_machine_that_ran_is_started_by_release_also_when_an_earlier_release_w
     assert side.power is PowerState.RUNNING
 
 
-@pytest.mark.parametrize("failed_over_before", [False, True])
-def test_a_release_of_a_prepare_that_did_not_begin_starts_no_machine(
-    side: SourceSide, failed_over_before: bool
-) -> None:
+@pytest.mark.parametrize("before", ["nothing", "rolled back", "failed over and reversed"])
+def test_a_release_of_a_prepare_that_did_not_begin_starts_no_machine(side: SourceSide, before: str) -> None:
     """It started machines that their owner had shut down."""
-    if failed_over_before:
+    epoch = 1
+    if before == "rolled back":
         side.done("source.prepare")
         side.done("source.release")
+    elif before == "failed over and reversed":
+        side.stand_by()
+        side.fabric.unlock_power(side.vm)
+        _committed(side)
+        side.done("source.start", epoch := 2, resume=True, **TARGET)
     side.fabric.power_off(side.vm)
     side.fabric.fail("power", UnavailableError("the hypervisor is away"))
-    assert side.refused("source.prepare") == UnavailableError.code
-    side.done("source.release")
+    assert side.refused("source.prepare", epoch) == UnavailableError.code
+    side.done("source.release", epoch)
     assert side.power is PowerState.OFF
 
 
