@@ -10,6 +10,7 @@ import logging
 import sys
 import time
 from contextlib import suppress
+from typing import TextIO, cast
 
 
 def log_to_stderr() -> None:
@@ -35,5 +36,20 @@ def _structured() -> None:
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _StandardError())),
     )
+
+
+class _StandardError:
+    """Standard error as it is when a line is written. A line that cannot be written is lost: a full disk or a closed
+    pipe must not end the thread that had something to say.
+    """
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
