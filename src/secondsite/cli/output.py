@@ -23,6 +23,7 @@ EXIT_CODES: Final[Mapping[str, int]] = {
     "invalid_input": 2,
     "unsupported": 2,
     "operation_refused": 3,
+    "wrong_role": 3,
     "conflict": 3,
     "stale_epoch": 3,
     "not_found": 4,

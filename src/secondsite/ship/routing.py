@@ -52,6 +52,7 @@ STATUS: Final[Mapping[str, str]] = {
     "not_found": "404 Not Found",
     "conflict": "409 Conflict",
     "operation_refused": "409 Conflict",
+    "wrong_role": "409 Conflict",
     "stale_epoch": "409 Conflict",
     "out_of_sequence": "409 Conflict",
     "tracking_lost": "409 Conflict",
