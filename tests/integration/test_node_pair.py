@@ -178,9 +178,10 @@ def test_a_guest_is_tested_goes_there_and_comes_back(
 
         # Disable leaves the machine and nothing else.
         nodes.primary.call("source.stop", item, 3)
-        nodes.recovery.call("target.remove", item, 3, {"delete_replica": True})
+        nodes.recovery.call("target.remove", item, 3, {"delete_replica": False})
         assert nodes.primary.daemon.fabric.power("pair-a").active
         assert not list((hypervisor_pair.recovery.storage / "secondsite" / "journals").iterdir())
+        assert not list((hypervisor_pair.recovery.storage / "secondsite" / "replicas").iterdir())
         domain = hypervisor_pair.primary.connect().lookupByName("pair-a")
         assert domain.listAllCheckpoints() == []
         domain.destroy()

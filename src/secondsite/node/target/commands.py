@@ -189,7 +189,9 @@ class TargetCommands:
         return {}
 
     def remove(self, command: Command, progress: Progress) -> Mapping[str, Any]:
-        """Forget the item on the target's side; with `delete_replica`, old disks that served as base go, too."""
+        """Forget the item on the target's side. Disks that we made go with it; a machine's own old disks, which served as
+        base after a reversal, only with `delete_replica`.
+        """
         item = _item(command)
         if item in self.items.damaged:
             self.journals.delete(item, remove_images=False)
@@ -206,8 +208,16 @@ class TargetCommands:
             self.replicas.let_go(item)
         delete_images = record.role is Role.ACTIVE or bool(command.args.get("delete_replica"))
         self._delete_journal(record, remove_images=delete_images)
+        if record.role is Role.TARGET:
+            self._delete_own_replicas(record)
         self.items.remove(item)
         return {}
+
+    def _delete_own_replicas(self, record: ItemRecord) -> None:
+        folder = self.folders.replicas(record.item)
+        self.fabric.delete_disks([path for path in _paths(record).values() if path.is_relative_to(folder)])
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
     def remove_standby(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Forget the item where its machine used to run; the machine is kept, off, unless `delete_replica`."""
