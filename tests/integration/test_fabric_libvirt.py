@@ -488,3 +488,17 @@ def test_a_test_on_an_isolated_network_runs_under_its_originals_mac_address(benc
     assert [(nic.mac, nic.network) for nic in isolated.nics] == [(mac, "lab-test")]
     assert {network.name: network.isolated for network in bench.fabric.inventory().networks}["lab-test"]
     bench.fabric.start(isolated.uuid)
+
+
+def test_a_machine_that_is_too_busy_to_tell_its_disks_size_is_measured_by_its_image(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = bench.tiny()
+    bench.fabric.start(name)
+    monkeypatch.setattr("secondsite.fabric.libvirt_inventory._all_sizes", lambda _connection: {})
+    fresh = LibvirtFabric(bench.hypervisor.uri)
+    try:
+        found = next(vm for vm in fresh.inventory().vms if vm.name == name)
+    finally:
+        fresh.close()
+    assert [disk.size for disk in found.disks] == [64 * MIB]

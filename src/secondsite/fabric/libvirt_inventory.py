@@ -27,6 +27,7 @@ from secondsite.fabric.domain_xml import (
     read_labels,
     read_nics,
 )
+from secondsite.fabric.images import image_info
 from secondsite.fabric.inventory import (
     DiskInfo,
     HostInfo,
@@ -143,7 +144,8 @@ class InventoryReader:
     ) -> VmInfo:
         found = self._known_sizes(vm, sizes.get(vm.uuid, {}))
         disks = tuple(
-            _disk(vm, read_disk(key, element, found.get(key, 0))) for key, element in disk_elements(live)
+            self._sized(vm, _disk(vm, read_disk(key, element, found.get(key, 0))))
+            for key, element in disk_elements(live)
         )
         problems = machine_problems(inactive, disks)
         if not persistent:
@@ -163,6 +165,18 @@ class InventoryReader:
             locked=None if lock is None else lock.reason,
             agent=vm.power.active and agent_connected(live),
         )
+
+    def _sized(self, vm: VmInfo, disk: DiskInfo) -> DiskInfo:
+        """Ask the image for a size that a machine which is just starting, and was never seen before, does not tell."""
+        if disk.size or disk.path is None or disk.format != "qcow2" or not vm.power.active:
+            return disk
+        try:
+            size = image_info(disk.path).size
+        except SecondSiteError:
+            return disk
+        with self._lock:
+            self._last_sizes.setdefault(vm.uuid, {})[disk.key] = size
+        return replace(disk, size=size)
 
     def _known_sizes(self, vm: VmInfo, now: Sizes) -> Sizes:
         """Complete the sizes of a machine that is too busy to tell them by those it told last."""

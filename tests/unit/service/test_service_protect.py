@@ -50,6 +50,14 @@ def test_a_remark_does_not_forbid(world: World) -> None:
     world.protected()
 
 
+def test_a_machine_whose_disk_has_no_known_size_yet_is_refused_for_now(world: World) -> None:
+    disks = [{**disk, "size": 0} for disk in world.vm["disks"]]
+    world.inventory("host-ams", {**world.vm, "disks": disks})
+    error = refusal(world)
+    assert (error.code, error.retry) == ("unavailable", "later")
+    assert "try again" in error.hint
+
+
 def test_a_machine_without_a_replicable_disk_is_refused(world: World) -> None:
     disks = [{**disk, "replicable": False} for disk in world.vm["disks"]]
     world.inventory("host-ams", {**world.vm, "disks": disks})

@@ -10,7 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from secondsite.errors import ConflictError, InvalidInputError, NotFoundError, OperationRefusedError
+from secondsite.errors import (
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    OperationRefusedError,
+    UnavailableError,
+)
 from secondsite.model.ids import ItemId, JobId, NodeId, parse_disk_key
 from secondsite.model.item import Direction, ItemState, TestState
 from secondsite.service.context import Actor, Context
@@ -85,6 +91,13 @@ def protect(
                 problems=[problem.code for problem in machine.problems if problem.forbids],
             )
         disks = _covered(machine, exclude_disks)
+        unsized = sorted(key for key, disk in disks.items() if disk["size"] <= 0)
+        if unsized:
+            # The machine has only just been started, and its hypervisor does not tell yet.
+            raise UnavailableError(
+                f"the node does not know the size of {', '.join(unsized)} of {machine.name} yet",
+                hint="try again in a few seconds; if it stays so, see: secondsite item protectable",
+            )
         item_name = checked_name(name or machine.name)
         if any(known.name == item_name for known in items.listed(tx)):
             raise ConflictError(
