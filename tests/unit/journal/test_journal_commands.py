@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -119,7 +118,6 @@ def test_extract_of_a_damaged_journal_leaves_nothing(store: tuple[Model, Path], 
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
 def test_extract_converts_to_qcow2(store: tuple[Model, Path], tmp_path: Path) -> None:
     model, folder = store
     done = run("extract", folder, "--disk", "vda", "--format", "qcow2", "--output", tmp_path / "vda.qcow2")
