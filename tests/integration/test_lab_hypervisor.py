@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 from pathlib import Path
 
 import pytest
 
 from secondsite.errors import UnavailableError
-from secondsite.lab import tools
+from secondsite.lab import processes, tools
 from secondsite.lab.console import ConsoleReader
 from secondsite.lab.guest.builder import GuestFiles
 from secondsite.lab.guest.definition import domain_xml
@@ -101,6 +102,28 @@ def test_stop_ends_guests_and_networks_also_for_another_object(
     with first:
         connection = first.connect()
         assert not connection.lookupByName("left").isActive()
+        connection.close()
+
+
+def test_a_start_after_daemon_and_guest_died_together_shows_no_dead_guest(
+    short_path: Path, guest_files: GuestFiles
+) -> None:
+    with Hypervisor(short_path / "h", "h", mode=_unprivileged()) as hypervisor:
+        disks = create_disks(hypervisor.storage, "dead", count=1, size=64 << 20, record_area=1 << 20)
+        connection = hypervisor.connect()
+        connection.defineXML(
+            domain_xml("dead", guest_files, [hypervisor.own(disk) for disk in disks])
+        ).create()
+        connection.close()
+        daemon = hypervisor.daemon
+        assert daemon is not None
+        # Held, so that it can't note the end of its guest: what it leaves says that the guest runs.
+        daemon.signal(signal.SIGSTOP)
+        assert processes.kill(hypervisor.guests()) == []
+        hypervisor.stop_daemon(kill=True)
+        hypervisor.start()
+        connection = hypervisor.connect()
+        assert not connection.lookupByName("dead").isActive()
         connection.close()
 
 

@@ -33,6 +33,7 @@ from secondsite.lab.tools import find
 _PROGRAMS = ("libvirtd", "qemu-system-x86_64")
 _POLL_S = 0.02
 _START_TIMEOUT_S = 60.0  # a cold start probes every emulator: 4 to 8 s on two cores
+_SETTLE_TIMEOUT_S = 40.0  # longer than the 30 s for which libvirt may try a monitor again
 
 
 class Hypervisor:
@@ -135,6 +136,7 @@ class Hypervisor:
         self._pid_file.write_text(str(started))
         try:
             self._wait_until_it_answers(self._child, probe=not restored)
+            self._wait_until_the_dead_are_noticed()
         except BaseException:
             self.stop()
             raise
@@ -238,6 +240,27 @@ class Hypervisor:
         except libvirt.libvirtError as error:
             failures.append(error)
 
+    def _wait_until_the_dead_are_noticed(self) -> None:
+        """Wait until every guest that libvirt calls active has its QEMU.
+
+        A daemon that ended before it saw its guest end left a state file; the next one calls the guest active until its
+        own thread fails to reconnect, a moment after it answers.
+        """
+        deadline = time.monotonic() + _SETTLE_TIMEOUT_S
+        connection = self.connect()
+        try:
+            while True:
+                domains = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+                alive = {_guest_name(process) for process in self.guests()} if domains else set()
+                dead = sorted({domain.name() for domain in domains} - alive)
+                if not dead:
+                    return
+                if time.monotonic() > deadline:
+                    raise TimeoutExceededError(f"libvirtd of {self.name} calls ended guests active: {dead}")
+                time.sleep(_POLL_S)
+        finally:
+            connection.close()
+
     def _last_words(self) -> str:
         texts = []
         for path in (self.directory / "output", self.log):
@@ -271,6 +294,15 @@ def _spread(pid: int) -> None:
 def _is_qemu(process: Process) -> bool:
     command = process.command_line
     return bool(command) and Path(command[0]).name.startswith("qemu-system") and "-name" in command
+
+
+def _guest_name(process: Process) -> str | None:
+    """The name of a QEMU process's guest; None if the process is gone."""
+    command = process.command_line
+    if "-name" not in command[:-1]:
+        return None
+    options = command[command.index("-name") + 1].split(",")
+    return next((option.removeprefix("guest=") for option in options if option.startswith("guest=")), None)
 
 
 def _accepts(path: Path) -> bool:
