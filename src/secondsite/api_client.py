@@ -1,6 +1,9 @@
 """A client of the service's people's face: REST under /api/v1, a bearer token, the vault's own CA.
 
 Raises RemoteError with the service's own code and hint; UnavailableError when it does not answer.
+
+The service may be at several addresses (a standby takes over at its own). A call goes to the one that answered last; what reads is
+asked for at the next address if that one fails, what changes only if it surely was not sent.
 """
 
 from __future__ import annotations
@@ -20,11 +23,15 @@ TIMEOUT_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Where the service is and what we show it. `ca` is a file, or None for the system's authorities."""
+    """Where the service is and what we show it. `ca` is a file, or None for the system's authorities.
+
+    `others` are further addresses, where a standby answers once it has taken over.
+    """
 
     url: str
     token: str
     ca: Path | None
+    others: tuple[str, ...] = ()
 
 
 class ApiClient:
@@ -41,9 +48,10 @@ class ApiClient:
                 raise InvalidInputError(
                     f"the CA file {connection.ca} does not load: {error}", hint="take ca.pem of the vault"
                 ) from error
+        self._bases = [f"{url}/api/v1" for url in (connection.url, *connection.others)]
+        self._current = 0
         self._http = httpx.Client(
-            base_url=f"{connection.url}/api/v1",
-            headers={"Authorization": f"Bearer {connection.token}"},
+            headers={"Authorization": f"Bearer {connection.token}"} if connection.token else {},
             verify=verify,
             timeout=TIMEOUT_S,
             trust_env=False,
@@ -75,13 +83,7 @@ class ApiClient:
         self._http.close()
 
     def _call(self, method: str, path: str, **kwargs: Any) -> Any:
-        try:
-            response = self._http.request(method, path, **kwargs)
-        except httpx.HTTPError as error:
-            raise UnavailableError(
-                f"{self._connection.url} does not answer: {error}",
-                hint="is the service running, and is this its address and CA?",
-            ) from error
+        response = self._ask(method, path, **kwargs)
         if response.is_success:
             return response.json() if response.content else {}
         try:
@@ -90,8 +92,23 @@ class ApiClient:
             fields = None
         if not isinstance(fields, dict):
             raise UnavailableError(
-                f"{self._connection.url} answered {response.status_code} without an error that we know"
+                f"{response.request.url} answered {response.status_code} without an error that we know"
             )
         if response.status_code == 401:
             raise UnauthenticatedError(str(fields.get("message")), hint=str(fields.get("hint", "")))
         raise RemoteError(fields)
+
+    def _ask(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        unsent = (httpx.ConnectError, httpx.ConnectTimeout)
+        for left in reversed(range(len(self._bases))):
+            try:
+                return self._http.request(method, f"{self._bases[self._current]}{path}", **kwargs)
+            except httpx.HTTPError as error:
+                asked, self._current = self._current, (self._current + 1) % len(self._bases)
+                if left and (method == "GET" or isinstance(error, unsent)):
+                    continue
+                raise UnavailableError(
+                    f"{self._bases[asked].removesuffix('/api/v1')} does not answer: {error}",
+                    hint="is the service running, and is this its address and CA?",
+                ) from error
+        raise AssertionError

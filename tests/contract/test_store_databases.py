@@ -15,7 +15,8 @@ from secondsite.errors import ConflictError, NotFoundError
 from secondsite.model.ids import CommandId, ItemId, JobId, NodeId, SiteId
 from secondsite.model.item import ItemState
 from secondsite.service.store import access, commands, events, items, jobs, nodes, points, pruning, vaults
-from secondsite.service.store.database import ServiceLock, Store
+from secondsite.service.store.database import Store
+from secondsite.service.store.lease import ServiceLock
 from secondsite.service.store.records import CloudMapping, Job, Point, Site
 from secondsite.service.store.tables import cloud_mappings, clouds, metadata, policies
 from secondsite.service.store.tables import items as items_table
@@ -443,30 +444,78 @@ def test_many_points_are_added_and_removed_at_once(store: Store) -> None:
 # -- one service per database ------------------------------------------------------------------------------
 
 
+def given_lock(url: str, lost: threading.Event | None = None) -> ServiceLock:
+    return ServiceLock(sa.make_url(url), (lost or threading.Event()).set, check_every_s=60)
+
+
 def test_a_second_service_on_the_same_postgresql_is_refused(postgres: PrivatePostgres) -> None:
     url = postgres.new_database()
-    first, second = Store.open(url), Store.open(url)
-    one, two = ServiceLock(first, lambda: None), ServiceLock(second, lambda: None)
+    one, two = given_lock(url), given_lock(url)
     one.acquire(wait=False)
     with pytest.raises(ConflictError, match="another service"):
         two.acquire(wait=False)
+    two.release()
     one.release()
-    three = ServiceLock(second, lambda: None)
-    three.acquire(wait=True)
+    three = given_lock(url)
+    assert three.acquire(wait=True)
     three.release()
-    first.close()
-    second.close()
 
 
-def test_a_service_that_loses_its_lock_is_told(postgres: PrivatePostgres) -> None:
-    store = Store.open(postgres.new_database())
+def test_a_standby_waits_until_the_holder_is_gone_or_it_is_stopped(postgres: PrivatePostgres) -> None:
+    url = postgres.new_database()
+    holder, heir, idle = given_lock(url), given_lock(url), given_lock(url)
+    holder.acquire(wait=False)
+    stopping, waits, has = threading.Event(), threading.Event(), threading.Event()
+
+    def take_over() -> None:
+        if heir.acquire(wait=True, waiting=waits.set):
+            has.set()
+
+    thread = threading.Thread(target=take_over)
+    thread.start()
+    assert waits.wait(20)
+    stopping.set()
+    assert idle.acquire(wait=True, stopping=stopping) is False
+    assert not has.is_set()
+    holder.release()
+    assert has.wait(20)
+    thread.join()
+    heir.release()
+    idle.release()
+
+
+def test_a_standby_outlives_a_restart_of_its_database(postgres: PrivatePostgres) -> None:
+    url = postgres.new_database()
+    holder, heir = given_lock(url), given_lock(url)
+    holder.acquire(wait=False)
+    waits, has = threading.Event(), threading.Event()
+
+    def take_over() -> None:
+        if heir.acquire(wait=True, waiting=waits.set):
+            has.set()
+
+    thread = threading.Thread(target=take_over)
+    thread.start()
+    assert waits.wait(20)
+    postgres.stop()
+    postgres.start()
+    assert has.wait(20)
+    thread.join()
+    holder.release()
+    heir.release()
+
+
+def test_a_service_that_loses_its_lock_is_told_at_once(postgres: PrivatePostgres) -> None:
+    url = postgres.new_database()
+    store = Store.open(url)
     lost = threading.Event()
-    lock = ServiceLock(store, lost.set, check_every_s=0.05)
+    lock = given_lock(url, lost)  # which asks once a minute: it is the closed connection that tells
     lock.acquire(wait=False)
     with store.transaction() as tx:
         tx.execute(
             sa.text(
                 "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
             )
         )
     assert lost.wait(20)

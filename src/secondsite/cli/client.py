@@ -1,7 +1,8 @@
 """Where the service is and who we are, for the commands.
 
 Looked up in this order: the environment SECONDSITE_URL, SECONDSITE_TOKEN, SECONDSITE_CA; the file that --config or
-SECONDSITE_CONFIG names; ~/.config/secondsite/cli.json. The file holds {"url": ..., "token": ..., "ca": path}.
+SECONDSITE_CONFIG names; ~/.config/secondsite/cli.json. The file holds {"url": ..., "token": ..., "ca": path}. Where a standby
+service exists, "url" is a list of addresses (SECONDSITE_URL: separated by blanks); they are tried in turn.
 
 The HTTP client is imported when one is made: a node and `secondsite journal` work without it.
 """
@@ -57,16 +58,21 @@ def find_connection(*, config: Path | None = None) -> Connection:
     path = config or _path(os.environ.get("SECONDSITE_CONFIG"))
     default = Path.home() / ".config" / "secondsite" / "cli.json"
     fields = _read(path) if path is not None else (_read(default) if default.exists() else {})
-    url = os.environ.get("SECONDSITE_URL") or fields.get("url")
+    urls = _urls(os.environ.get("SECONDSITE_URL") or fields.get("url"))
     token = os.environ.get("SECONDSITE_TOKEN") or fields.get("token")
     ca = _path(os.environ.get("SECONDSITE_CA")) or _path(fields.get("ca"))
-    if not url or not token:
+    if not urls or not token:
         raise InvalidInputError(
-            f"no {'service URL' if not url else 'token'} is known",
+            f"no {'service URL' if not urls else 'token'} is known",
             hint="give --config or set SECONDSITE_CONFIG (secondsite lab up writes such a file), "
             "or set SECONDSITE_URL and SECONDSITE_TOKEN",
         )
-    return Connection(str(url).rstrip("/"), str(token), ca)
+    return Connection(urls[0], str(token), ca, tuple(urls[1:]))
+
+
+def _urls(given: object) -> list[str]:
+    found = given if isinstance(given, list) else str(given or "").split()
+    return [str(url).rstrip("/") for url in found]
 
 
 def _read(path: Path) -> dict[str, Any]:

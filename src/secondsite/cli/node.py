@@ -67,7 +67,10 @@ def key(
     epilog="Example: secondsite node enrol --service dr.example:8445 --key KEY --name host-1 --storage /srv/dr"
 )
 def enrol(
-    service: Annotated[str, typer.Option(help="HOST:PORT of the service's face for nodes.")],
+    service: Annotated[
+        list[str],
+        typer.Option(help="HOST:PORT of the service's face for nodes; again for each standby of it."),
+    ],
     key: Annotated[str, typer.Option(help="The registration key that 'node key' printed.")],
     name: Annotated[str, typer.Option(help="The node's name in the vault.")],
     storage: Annotated[Path, typer.Option(help="Folder for journals and replicas.")],
@@ -86,7 +89,7 @@ def enrol(
         from secondsite.node.enrol import EnrolRequest
         from secondsite.node.enrol import enrol as enrol_node
 
-        service_host, service_port = host_port(service)
+        (service_host, service_port), *others = [host_port(address) for address in service]
         listen_host, listen_port = host_port(listen)
         if listen_host in {"0.0.0.0", "::"} and not advertise:  # noqa: S104 - compared, not bound
             raise InvalidInputError(
@@ -105,6 +108,7 @@ def enrol(
                 listen_host=listen_host,
                 listen_port=listen_port,
                 advertise_host=advertise,
+                services=tuple(f"{host}:{port}" for host, port in others),
             ),
         )
         if as_json:
@@ -129,6 +133,35 @@ def run(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
 
         log_to_stderr()
         run_node(state, ready)
+
+
+@app.command(
+    epilog="Example: secondsite node services dr-1.example:8445 dr-2.example:8445 --state /var/lib/secondsite/node"
+)
+def services(
+    address: Annotated[
+        list[str] | None,
+        typer.Argument(help="HOST:PORT of the service and of each standby; none: only show."),
+    ] = None,
+    state: State = DEFAULT_STATE,
+    as_json: Json = False,
+) -> None:
+    """Show, or set, where this node looks for the service. The node reads it when it starts."""
+    with reporting(as_json=as_json):
+        from secondsite.node.config import NodeConfig
+
+        config = NodeConfig.load(state)
+        if address:
+            config = config.with_services([host_port(text) for text in address])
+            config.save(state)
+        known = [f"{host}:{port}" for host, port in config.service_addresses]
+        if as_json:
+            print_json({"node": config.name, "services": known})
+        else:
+            for line in known:
+                out.print(line, markup=False)
+            if address:
+                err.print("restart the node for this to take effect", markup=False)
 
 
 @app.command(epilog="Example: secondsite node remove host-1")

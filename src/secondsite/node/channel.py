@@ -18,10 +18,12 @@ import structlog
 from secondsite.errors import InvalidInputError, SecondSiteError
 from secondsite.model.ids import CommandId
 from secondsite.node.executor import Command
-from secondsite.ship.client import JsonClient
+from secondsite.ship.failover import Caller
 
 POLL_S: Final = 20
 RETRY_MAX_S: Final = 15.0
+STANDBY_POLL_S: Final = 5.0
+STANDBY_RETRY_MAX_S: Final = 2.0
 PROGRESS_EVERY_S: Final = 0.5
 
 log = structlog.get_logger(__name__)
@@ -32,10 +34,15 @@ class Channel:
 
     def __init__(
         self,
-        client: JsonClient,
+        client: Caller,
         report: Callable[[bool], Mapping[str, Any]],
         report_lost: Callable[[], None],
+        *,
+        poll_s: float = POLL_S,
+        retry_max_s: float = RETRY_MAX_S,
     ) -> None:
+        """With a standby service, poll and try again in shorter steps: its turn comes within seconds."""
+        self._poll_s, self._retry_max_s = poll_s, retry_max_s
         self._client = client
         self._report = report
         self._report_lost = report_lost
@@ -99,7 +106,9 @@ class Channel:
         while not self._stop.is_set():
             try:
                 answer = self._client.post(
-                    "/node/v1/poll", {"wait_s": POLL_S, "running": self._running()}, timeout_s=POLL_S + 15
+                    "/node/v1/poll",
+                    {"wait_s": self._poll_s, "running": self._running()},
+                    timeout_s=self._poll_s + min(self._poll_s, 15),
                 )
                 self.connected = True
                 wait_s = 0.5
@@ -110,12 +119,12 @@ class Channel:
                     log.warning("the service does not answer", error=error.to_dict())
                 self.connected = False
                 self._stop.wait(wait_s)
-                wait_s = min(RETRY_MAX_S, wait_s * 2)
+                wait_s = min(self._retry_max_s, wait_s * 2)
             except Exception:
                 # This thread must outlive whatever it meets: without it the node hears nothing.
                 log.exception("a poll broke")
                 self._stop.wait(wait_s)
-                wait_s = min(RETRY_MAX_S, wait_s * 2)
+                wait_s = min(self._retry_max_s, wait_s * 2)
 
     def _take(self, fields: object) -> None:
         assert self._submit is not None
@@ -146,12 +155,12 @@ class Channel:
                         continue
                     if self._stop.wait(wait_s):
                         return
-                    wait_s = min(RETRY_MAX_S, wait_s * 2)
+                    wait_s = min(self._retry_max_s, wait_s * 2)
                 except Exception:
                     log.exception("a result could not be delivered", command=command)
                     if self._stop.wait(wait_s):
                         return
-                    wait_s = min(RETRY_MAX_S, wait_s * 2)
+                    wait_s = min(self._retry_max_s, wait_s * 2)
             if self._stop.is_set():
                 return
 
@@ -181,5 +190,5 @@ class Channel:
             except Exception:
                 failures += 1
                 log.exception("a report could not be made")
-            self._wake_report.wait(1.0 if failures == 0 else min(RETRY_MAX_S, 2.0**failures))
+            self._wake_report.wait(1.0 if failures == 0 else min(self._retry_max_s, 2.0**failures))
             self._wake_report.clear()

@@ -13,7 +13,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from secondsite import durable
@@ -35,6 +36,24 @@ class NodeConfig:
     storage: str
     listen_host: str
     listen_port: int
+    services: list[str] = field(default_factory=list)
+    """Further addresses of the service ("host:port"): where a standby listens once it has taken over."""
+
+    @property
+    def service_addresses(self) -> list[tuple[str, int]]:
+        """Every address of the service, each once, the one of the enrolment first."""
+        found = [(self.service_host, self.service_port), *map(_address, self.services)]
+        return list(dict.fromkeys(found))
+
+    def with_services(self, addresses: Sequence[tuple[str, int]]) -> NodeConfig:
+        """Return the settings with these addresses of the service in place of the old ones."""
+        (host, port), *others = addresses
+        return replace(
+            self,
+            service_host=host,
+            service_port=port,
+            services=[f"{name}:{number}" for name, number in others],
+        )
 
     def save(self, state: Path) -> None:
         """Write the settings durably."""
@@ -52,6 +71,11 @@ class NodeConfig:
             ) from error
         except (ValueError, TypeError) as error:
             raise CorruptError(f"{path} does not parse: {error}", hint="enrol the node again") from error
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 @dataclass(frozen=True, slots=True)

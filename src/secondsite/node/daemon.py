@@ -27,7 +27,7 @@ from secondsite.fabric.port import Fabric
 from secondsite.journal import finish_deletes
 from secondsite.model.ids import NodeId
 from secondsite.nbd.image import base_opener
-from secondsite.node.channel import Channel
+from secondsite.node.channel import STANDBY_POLL_S, STANDBY_RETRY_MAX_S, Channel
 from secondsite.node.config import Folders, NodeConfig
 from secondsite.node.executor import Executor
 from secondsite.node.records import ItemRecord, ItemStore
@@ -43,7 +43,8 @@ from secondsite.node.target.replicas import Replicas
 from secondsite.node.target.settler import Settler
 from secondsite.node.target.upkeep import Upkeep
 from secondsite.node.target.views import Views
-from secondsite.ship.client import Endpoint, JsonClient
+from secondsite.ship.client import Endpoint
+from secondsite.ship.failover import ServiceClient
 from secondsite.ship.identity import Credentials
 from secondsite.ship.listener import Listener
 from secondsite.ship.sender import Sender
@@ -106,11 +107,8 @@ class NodeDaemon:
             JournalReceiver(self.items, self.journals),
         )
         reporter = Reporter(self.items, self.replicators, self.journals, self.fabric, clock)
-        service = Endpoint(
-            self.config.service_host, self.config.service_port, NodeId(self.config.service_name)
-        )
-        client = JsonClient(service, credentials)
-        self.channel = Channel(client, reporter.make, reporter.forget_sent)
+        client, patience = service_client(self.config, credentials)
+        self.channel = Channel(client, reporter.make, reporter.forget_sent, **patience)
         self.renewal = Renewal(credentials, client, self._renewed, clock)
         handlers = {
             **SourceCommands(self.items, self.replicators, self.fabric).handlers(),
@@ -155,6 +153,16 @@ class NodeDaemon:
         if bucket is None or bucket.rate != limit:
             bucket = self._limiters[record.item] = TokenBucket(limit)
         return bucket
+
+
+def service_client(config: NodeConfig, credentials: Credentials) -> tuple[ServiceClient, dict[str, float]]:
+    """Return a client of the service at all its addresses, and how patient the channel is with it."""
+    name = NodeId(config.service_name)
+    addresses = config.service_addresses
+    client = ServiceClient([Endpoint(host, port, name) for host, port in addresses], credentials)
+    if len(addresses) == 1:
+        return client, {}
+    return client, {"poll_s": STANDBY_POLL_S, "retry_max_s": STANDBY_RETRY_MAX_S}
 
 
 def _finish_deletes(folders: Folders) -> None:

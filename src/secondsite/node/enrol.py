@@ -34,6 +34,8 @@ class EnrolRequest:
     listen_host: str
     listen_port: int
     advertise_host: str = ""
+    services: tuple[str, ...] = ()
+    """Further addresses of the service ("host:port"), for when a standby takes over."""
 
 
 def enrol(state: Path, request: EnrolRequest) -> NodeConfig:
@@ -86,6 +88,7 @@ def enrol(state: Path, request: EnrolRequest) -> NodeConfig:
         storage=str(request.storage),
         listen_host=request.listen_host,
         listen_port=port,
+        services=list(request.services),
     )
     config.save(state)
     return config

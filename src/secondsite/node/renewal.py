@@ -16,7 +16,7 @@ import structlog
 
 from secondsite import durable
 from secondsite.errors import SecondSiteError
-from secondsite.ship.client import JsonClient
+from secondsite.ship.failover import Caller
 from secondsite.ship.identity import Credentials, make_key_and_csr
 
 LOOK_S: Final = 86_400.0
@@ -54,7 +54,7 @@ class Renewal:
     def __init__(
         self,
         credentials: Credentials,
-        client: JsonClient,
+        client: Caller,
         renewed: Callable[[], None],
         clock: Callable[[], datetime],
     ) -> None:

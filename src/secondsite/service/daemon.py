@@ -3,6 +3,9 @@
 `init` makes the authority, the database and the first Contributor's token. `Service` wires store, workflows, the two
 faces and the monitor; `run` is the same for a process of its own. One service runs per folder (a file lock) and per
 PostgreSQL database (an advisory lock): a second one is refused, or waits its turn as a standby.
+
+A standby has everything imported and its authority loaded, and touches nothing: neither the schema nor the workflows. When it gets the
+lock it goes the way of every start, under the same executor id, so what the other began goes on here.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import sqlalchemy as sa
 import uvicorn
 
 from secondsite import durable
@@ -29,7 +33,8 @@ from secondsite.service.monitor import EVERY_S, Monitor
 from secondsite.service.nodes_face import NodesFace
 from secondsite.service.settings import DataDir
 from secondsite.service.store import vaults
-from secondsite.service.store.database import ServiceLock, Store
+from secondsite.service.store.database import Store
+from secondsite.service.store.lease import ServiceLock
 from secondsite.service.usecases.setup import checked_name
 from secondsite.service.usecases.tokens import create_token
 from secondsite.service.vocabulary import Role
@@ -107,10 +112,14 @@ class Service:
     lost: threading.Event = field(default_factory=threading.Event, init=False)
     """Set when the service must stop by itself: its lock on the database is gone."""
     stopping: threading.Event = field(default_factory=threading.Event, init=False)
-    """Set when it must stop, for whatever reason; `run` waits for it."""
+    """Set when it must stop, for whatever reason; `run` waits for it, and a standby stops waiting."""
+    _engine: Engine | None = field(default=None, init=False)
 
     def start(self) -> None:
-        """Start everything; what was started is stopped again if a later part fails."""
+        """Start everything; what was started is stopped again if a later part fails.
+
+        A standby returns when it has taken over, or with `stopping` set, and then without having started anything.
+        """
         try:
             self._start()
         except BaseException:
@@ -124,15 +133,14 @@ class Service:
         lock.acquire()
         self._parts.append(lock.release)
         authority = CertificateAuthority.load(folder.ca_cert, folder.ca_key)
+        if not self._become_active(folder, database):
+            return
         credentials = authority.issue_credentials(SERVICE, folder.tls, names=_names(options))
         store = Store.open(database.render_as_string(hide_password=False))
         self._parts.append(store.close)
-        held = ServiceLock(store, self._lose)
-        held.acquire(wait=options.standby)
-        self._parts.append(held.release)
         with store.reading() as tx:
             vault = vaults.get_vault(tx)
-        engine = Engine(engine_url(folder.path, database), speed=options.speed)
+        engine = self._engine = Engine(engine_url(folder.path, database), speed=options.speed)
         ctx = Context(store, authority, engine.submit)
         self._parts.append(engine.close)
         engine.start(ctx)
@@ -155,7 +163,23 @@ class Service:
         self._parts.append(monitor.close)
         self._tell(folder, authority, people.address, nodes.address)
 
+    def _become_active(self, folder: DataDir, database: sa.URL) -> bool:
+        held = ServiceLock(database, self._lose)
+        self._parts.append(held.release)
+
+        def waiting() -> None:
+            durable.write_atomic(folder.waiting, json.dumps({"pid": os.getpid()}).encode())
+            log.info("standby: the active service holds the lock; this one waits for it")
+
+        try:
+            return held.acquire(wait=self.options.standby, stopping=self.stopping, waiting=waiting)
+        finally:
+            folder.waiting.unlink(missing_ok=True)
+
     def _lose(self) -> None:
+        # Workflows first: another service may go on with them this moment.
+        if self._engine is not None:
+            self._engine.interrupt()
         self.lost.set()
         self.stopping.set()
 
@@ -198,9 +222,10 @@ def run(
     }
     try:
         service.start()
-        log.info("the service listens: %s", service.addresses)
-        if ready is not None:
-            ready(service.addresses)
+        if not service.stopping.is_set():
+            log.info("the service listens: %s", service.addresses)
+            if ready is not None:
+                ready(service.addresses)
         service.stopping.wait()
     finally:
         service.stop()

@@ -6,6 +6,7 @@
        secondsite.sqlite   the store, unless it is in PostgreSQL
        workflows.sqlite    the workflows' records, likewise
        service.json        the addresses of the service that runs
+       standby.json        there while a standby waits for its turn
        lock                held by the service that runs
 """
 
@@ -51,6 +52,11 @@ class DataDir:
     def running(self) -> Path:
         """Where the running service tells its addresses."""
         return self.path / "service.json"
+
+    @property
+    def waiting(self) -> Path:
+        """There while a standby waits."""
+        return self.path / "standby.json"
 
     @property
     def own_database(self) -> Path:

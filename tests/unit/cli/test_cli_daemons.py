@@ -13,6 +13,8 @@ import pytest
 import secondsite.node.daemon
 import secondsite.node.enrol
 import secondsite.service.daemon
+from secondsite.model.ids import NodeId, SiteId
+from secondsite.node.config import NodeConfig
 from secondsite.node.enrol import EnrolRequest
 from secondsite.service.daemon import Options
 from support.cli_world import Said, call
@@ -88,8 +90,31 @@ def test_node_enrol_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_pa
     }
     assert [request.advertise_host for request in seen] == ["host-1.example", ""]
     assert {(request.service_host, request.service_port) for request in seen} == {("dr.example", 8445)}
+    assert run(*words, "--service", "dr-2.example:8446", "--advertise", "h.example").code == 0
+    assert seen[-1].services == ("dr-2.example:8446",)
     wildcard = run(*words)
     assert (wildcard.code, "--advertise" in wildcard.err) == (2, True)
+
+
+def test_a_node_is_told_where_a_standby_service_would_answer(tmp_path: Path) -> None:
+    NodeConfig(
+        node=NodeId("n-1"),
+        name="host-1",
+        site=SiteId("s-1"),
+        service_host="dr-1.example",
+        service_port=8445,
+        service_name="service",
+        fabric="qemu:///system",
+        storage=str(tmp_path),
+        listen_host="127.0.0.1",
+        listen_port=1,
+    ).save(tmp_path)
+    words = ["node", "services", "--state", str(tmp_path)]
+    assert run(*words).out == "dr-1.example:8445\n"
+    said = run(*words, "dr-1.example:8445", "[2001:db8::2]:8445", "--json")
+    assert said.json == {"node": "host-1", "services": ["dr-1.example:8445", "2001:db8::2:8445"]}
+    assert NodeConfig.load(tmp_path).service_addresses == [("dr-1.example", 8445), ("2001:db8::2", 8445)]
+    assert run(*words, "nonsense").code == 2
 
 
 def test_node_run_without_enrolment_says_what_to_do(tmp_path: Path) -> None:

@@ -77,6 +77,34 @@ def test_a_service_that_does_not_answer_is_exit_code_6_and_named() -> None:
     assert "is the service running" in said.err
 
 
+def test_a_command_goes_on_at_the_address_where_the_standby_answers() -> None:
+    asked: list[tuple[str, str]] = []
+
+    def only_second(request: httpx.Request) -> httpx.Response:
+        asked.append((request.method, request.url.host))
+        if request.url.host == "one.test":
+            raise httpx.ConnectError("connection refused")
+        return httpx.Response(200, json=[])
+
+    env = {**KNOWN, "SECONDSITE_URL": "https://one.test https://two.test/"}
+    assert call(httpx.MockTransport(only_second), "item", "list", env=env).code == 0
+    assert call(httpx.MockTransport(only_second), "site", "create", "x", env=env).code == 0
+    assert asked == [("GET", "one.test"), ("GET", "two.test"), ("POST", "one.test"), ("POST", "two.test")]
+
+
+def test_what_may_have_been_done_is_not_asked_for_again_at_another_address() -> None:
+    asked: list[str] = []
+
+    def cut(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        raise httpx.ReadError("connection reset")
+
+    env = {**KNOWN, "SECONDSITE_URL": "https://one.test https://two.test"}
+    said = call(httpx.MockTransport(cut), "site", "create", "x", env=env)
+    assert (said.code, asked) == (6, ["one.test"])
+    assert "https://one.test does not answer" in said.err
+
+
 def test_an_answer_that_is_not_the_services_is_exit_code_6() -> None:
     transport = httpx.MockTransport(lambda _request: httpx.Response(502, text="<html>bad gateway</html>"))
     said = call(transport, "item", "list", env=KNOWN)

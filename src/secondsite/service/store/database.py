@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -27,8 +27,7 @@ from secondsite.errors import ConflictError, UnavailableError
 BUSY_TIMEOUT_MS: Final = 30_000
 POOL_SIZE: Final = 16
 MIGRATION_LOCK: Final = 7204513
-SERVICE_LOCK: Final = 7204514
-"""Keys of PostgreSQL's advisory locks; any numbers that nobody else uses."""
+"""The key of PostgreSQL's advisory lock; any number that nobody else uses."""
 
 
 _SQLITE_TRANSIENT: Final = frozenset(
@@ -143,12 +142,6 @@ class Store:
         ):
             yield Transaction(connection)
 
-    def dedicated(self) -> sa.Connection:
-        """Return a connection outside of the pool and of any transaction; the caller closes it."""
-        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        connection.detach()
-        return connection
-
     def migrate(self) -> None:
         """Bring the schema up to date; concurrent starts wait for each other."""
         config = Config()
@@ -162,56 +155,6 @@ class Store:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
-
-
-class ServiceLock:
-    """Lets one service at a time use a PostgreSQL database; SQLite files are guarded by the folder's lock instead.
-
-    The lock belongs to a connection: it ends with the process, and with the connection. A holder that loses the
-    connection has lost the lock: `lost` is called, and the service must stop before it acts again.
-    """
-
-    def __init__(self, store: Store, lost: Callable[[], None], *, check_every_s: float = 2.0) -> None:
-        self._store = store
-        self._lost = lost
-        self._check_every_s = check_every_s
-        self._connection: sa.Connection | None = None
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def acquire(self, *, wait: bool) -> None:
-        """Take the lock; without `wait`, ConflictError if another service has it."""
-        if self._store.url.get_backend_name() != "postgresql":
-            return
-        self._connection = self._store.dedicated()
-        while not self._connection.scalar(sa.text(f"SELECT pg_try_advisory_lock({SERVICE_LOCK})")):
-            if not wait:
-                self.release()
-                raise ConflictError(
-                    "another service uses this database", hint="stop it, or start this one as a standby"
-                )
-            if self._stop.wait(1.0):
-                return
-        self._thread = threading.Thread(target=self._watch, name="service-lock", daemon=True)
-        self._thread.start()
-
-    def release(self) -> None:
-        """Give the lock up."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _watch(self) -> None:
-        assert self._connection is not None
-        while not self._stop.wait(self._check_every_s):
-            try:
-                self._connection.scalar(sa.text("SELECT 1"))
-            except SQLAlchemyError:
-                self._lost()
-                return
 
 
 def _engine(url: sa.URL) -> sa.Engine:

@@ -122,11 +122,15 @@ class Engine:
             DBOS.delete_workflows(gone)
         return len(gone)
 
-    def close(self) -> None:
-        """Interrupt what runs, wait until it has let go, and end; it goes on after the next start."""
+    def interrupt(self) -> None:
+        """Let every workflow stop at its next step, recording nothing; `close` has still to be called."""
         self._stopping.set()
         if self._ctx is not None:
             self._ctx.store.bell.ring()
+
+    def close(self) -> None:
+        """Interrupt what runs, wait until it has let go, and end; it goes on after the next start."""
+        self.interrupt()
         with self._idle:
             if not self._idle.wait_for(lambda: self._running == 0, LET_GO_S):
                 log.warning("%d workflows did not let go; they go on after the next start", self._running)
