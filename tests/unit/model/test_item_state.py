@@ -1,5 +1,6 @@
 """Every combination of state, test state, operation and event is either in the tables or refused with a way out."""
 
+import re
 from itertools import product
 
 import pytest
@@ -8,6 +9,7 @@ from secondsite.errors import OperationRefusedError
 from secondsite.model.item import (
     EVENTS,
     OPERATIONS,
+    RETURNS,
     TEST_EVENTS,
     TEST_OPERATIONS,
     Direction,
@@ -24,7 +26,16 @@ from secondsite.model.item import (
 
 S, T, Op, E = ItemState, TestState, Operation, Event
 
-IN_PROGRESS = {S.ENABLING, S.FAILING_OVER, S.COMMITTING, S.REVERSING, S.DISABLING}
+IN_PROGRESS = {
+    S.ENABLING,
+    S.FAILING_OVER,
+    S.FAILING_OVER_UNPLANNED,
+    S.CHANGING_POINT,
+    S.CANCELLING,
+    S.COMMITTING,
+    S.REVERSING,
+    S.DISABLING,
+}
 COMBINATIONS = list(product(S, T, Op))
 
 
@@ -52,7 +63,8 @@ def test_an_operation_is_in_the_table_or_refused_with_reason_and_way_out(state, 
     assert allowed_operations(state, test)[operation] == refused
     if refused is None:
         new_state, new_test = begin(state, test, operation)
-        assert (new_state, new_test) != (state, test)
+        # A resync is one more point, and no state.
+        assert ((new_state, new_test) != (state, test)) is (operation is not Op.RESYNC)
         if operation in {Op.TEST_FAILOVER, Op.CLEANUP_TEST}:
             assert (new_state, new_test) == (state, TEST_OPERATIONS[test, operation])
         else:
@@ -81,8 +93,13 @@ def test_the_way_out_never_names_an_operation_that_is_refused_itself(state, test
     assert possible or waiting or state is S.DISABLED
     for operation in Op:
         refused = refusal(state, test, operation)
-        if refused is not None and refused.instead.startswith("clean it up first"):
+        if refused is None:
+            continue
+        if refused.instead.startswith("clean it up first"):
             assert refusal(state, test, Op.CLEANUP_TEST) is None or test in {T.STARTING, T.CLEANING}
+        elif test is T.NONE:
+            named = [word for word in re.findall(r"[a-z]+(?:-[a-z]+)*", refused.instead) if word in set(Op)]
+            assert not named or refusal(state, test, Op(named[0])) is None, refused
 
 
 def test_every_state_can_be_reached():
@@ -93,7 +110,7 @@ def test_every_state_can_be_reached():
 
 @pytest.mark.parametrize("state", sorted(IN_PROGRESS - {S.ENABLING}))
 def test_every_state_in_progress_ends_well_or_badly(state):
-    assert {event for found, event in EVENTS if found is state} == {E.SUCCEEDED, E.FAILED}
+    assert {event for found, event in EVENTS if found is state} - {E.FELL_BACK} == {E.SUCCEEDED, E.FAILED}
     assert EVENTS[state, E.SUCCEEDED] not in IN_PROGRESS
     assert EVENTS[state, E.FAILED] not in IN_PROGRESS
 
@@ -135,9 +152,18 @@ def test_role_changes_and_disable_wait_for_the_cleanup_of_a_test(operation, test
         assert refusal(state, test, operation) is not None
 
 
-def test_no_reachable_state_has_a_test_beside_a_role_change():
+def test_a_test_is_never_beside_an_operation_that_gives_up_its_journal():
     beside = {state for state, test in reachable() if test is not T.NONE}
-    assert beside == {S.PROTECTED}
+    assert beside == {
+        S.PROTECTED,
+        S.PAUSED,
+        # these only read the journal, as the test does
+        S.FAILING_OVER_UNPLANNED,
+        S.UNPLANNED_COMMIT_PENDING,
+        S.CHANGING_POINT,
+        S.POINT_CHANGE_FAILED,
+        S.CANCELLING,
+    }
 
 
 def test_only_one_test_at_a_time():
@@ -180,3 +206,48 @@ def test_directions_turn_round():
     for direction in Direction:
         assert direction.reversed() is not direction
         assert direction.reversed().reversed() is direction
+
+
+def test_an_unplanned_failover_changes_points_as_often_as_wanted_before_commit():
+    for first in (S.PROTECTED, S.PAUSED):
+        state, _ = begin(first, T.RUNNING, Op.UNPLANNED_FAILOVER)
+        assert state is S.FAILING_OVER_UNPLANNED
+        state = advance(state, E.SUCCEEDED)
+        for end in (E.SUCCEEDED, E.FELL_BACK):
+            state, _ = begin(state, T.RUNNING, Op.CHANGE_POINT)
+            state = advance(state, end)
+            assert state is S.UNPLANNED_COMMIT_PENDING
+        assert refusal(state, T.RUNNING, Op.COMMIT) is not None
+        state, _ = begin(state, T.NONE, Op.COMMIT)
+        assert advance(state, E.SUCCEEDED) is S.COMMITTED
+
+
+def test_a_change_of_the_point_that_left_nothing_running_can_be_made_again_or_cancelled():
+    failed = advance(S.CHANGING_POINT, E.FAILED)
+    assert failed is S.POINT_CHANGE_FAILED
+    assert begin(failed, T.NONE, Op.CHANGE_POINT)[0] is S.CHANGING_POINT
+    assert advance(begin(failed, T.NONE, Op.CANCEL)[0], E.SUCCEEDED) is S.PROTECTED
+    assert refusal(failed, T.NONE, Op.COMMIT) is not None
+
+
+@pytest.mark.parametrize(("state", "origins"), sorted(RETURNS.items()))
+def test_a_failure_leads_back_to_where_the_operation_began(state, origins):
+    for origin in S:
+        expected = origin if origin in origins else EVENTS[state, E.FAILED]
+        assert advance(state, E.FAILED, origin) is expected
+    assert advance(state, E.FAILED) in origins
+
+
+def test_disable_is_possible_wherever_nothing_else_runs():
+    """But where there is nothing to disable."""
+    refused = {state for state in S if refusal(state, T.NONE, Op.DISABLE) is not None}
+    assert refused == IN_PROGRESS | {S.DISABLED}
+
+
+def test_pause_stays_until_resume_and_a_refused_one_leads_back():
+    state, _ = begin(S.PROTECTED, T.RUNNING, Op.PAUSE)
+    assert state is S.PAUSED
+    assert advance(state, E.PAUSE_REFUSED) is S.PROTECTED
+    state, _ = begin(state, T.NONE, Op.RESUME)
+    assert state is S.PROTECTED
+    assert advance(state, E.RESUME_REFUSED) is S.PAUSED
