@@ -285,6 +285,20 @@ def test_shutdown_stops_waiting_when_it_is_cancelled(world: World, fabric: Fabri
     assert fabric.power(uuid) is PowerState.RUNNING
 
 
+def test_a_suspended_machine_stands_still_until_it_is_resumed(world: World, fabric: Fabric) -> None:
+    uuid = world.make_vm(world.name())
+    assert not fabric.suspend(uuid)  # it is off
+    assert not fabric.resume(uuid)
+    assert fabric.power(uuid) is PowerState.OFF  # a resume starts nothing
+    fabric.start(uuid)
+    assert fabric.suspend(uuid)
+    assert fabric.power(uuid) is PowerState.PAUSED
+    assert not fabric.suspend(uuid)  # whoever asks second has not paused it
+    for _ in range(2):
+        assert fabric.resume(uuid)
+        assert fabric.power(uuid) is PowerState.RUNNING
+
+
 def test_start_fails_when_an_image_is_missing(world: World, fabric: Fabric) -> None:
     uuid = world.make_vm(world.name())
     path = fabric.find(uuid).disks[0].path

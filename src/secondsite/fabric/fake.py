@@ -248,6 +248,23 @@ class FakeFabric:
             machine = self._get(vm)
             machine.power, machine.io_error = PowerState.OFF, False
 
+    def suspend(self, vm: str) -> bool:
+        """See `Fabric.suspend`."""
+        with self._call("suspend", vm):
+            machine = self._get(vm)
+            if machine.power is not PowerState.RUNNING:
+                return False
+            machine.power = PowerState.PAUSED
+            return True
+
+    def resume(self, vm: str) -> bool:
+        """See `Fabric.resume`."""
+        with self._call("resume", vm):
+            machine = self._get(vm)
+            if machine.power is PowerState.PAUSED:
+                machine.power, machine.io_error = PowerState.RUNNING, False
+            return machine.power is PowerState.RUNNING
+
     def resume_if_io_error(self, vm: str) -> bool:
         """See `Fabric.resume_if_io_error`."""
         with self._call("resume_if_io_error", vm):

@@ -87,6 +87,12 @@ class LibvirtFabric:
     def power_off(self, vm: str) -> None:
         self._power.power_off(vm)
 
+    def suspend(self, vm: str) -> bool:
+        return self._power.suspend(vm)
+
+    def resume(self, vm: str) -> bool:
+        return self._power.resume(vm)
+
     def resume_if_io_error(self, vm: str) -> bool:
         return self._power.resume_if_io_error(vm)
 

@@ -117,6 +117,24 @@ class Power:
                     failure = error
                     self._waiting.pause(self._waiting.poll_s)
 
+    def suspend(self, vm: str) -> bool:
+        """See `Fabric.suspend`. QEMU waits for requests in flight and flushes before it says that it stands still."""
+        with self._connection.domain(vm, "suspend") as domain:
+            if power_state(domain)[0] is not PowerState.RUNNING:
+                return False
+            _ignoring_state(domain.suspend)
+            return self._waiting.until(
+                lambda: power_state(domain)[0] is not PowerState.RUNNING, _OBSERVE_S
+            ) and (power_state(domain)[0] is PowerState.PAUSED)
+
+    def resume(self, vm: str) -> bool:
+        """See `Fabric.resume`."""
+        with self._connection.domain(vm, "resume") as domain:
+            if power_state(domain)[0] is PowerState.PAUSED:
+                _ignoring_state(domain.resume)
+                self._waiting.until(lambda: power_state(domain)[0] is not PowerState.PAUSED, _OBSERVE_S)
+            return power_state(domain)[0] is PowerState.RUNNING
+
     def resume_if_io_error(self, vm: str) -> bool:
         """See `Fabric.resume_if_io_error`."""
         with self._connection.domain(vm, "resume") as domain:

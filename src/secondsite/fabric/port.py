@@ -179,6 +179,17 @@ class Fabric(Protocol):
         """Cut the power. Observed: off."""
         ...
 
+    def suspend(self, vm: str) -> bool:
+        """Pause a machine that runs. Observed: its processors stand still, and what it had begun to write is done.
+
+        True if this call paused it; false if it was off, crashed or paused already: then it is not ours to resume.
+        """
+        ...
+
+    def resume(self, vm: str) -> bool:
+        """Let a paused machine run on. True if it runs now; one that is off or crashed is never started (false)."""
+        ...
+
     def resume_if_io_error(self, vm: str) -> bool:
         """Let a machine that paused on an I/O error run on. True if it runs now; false if it was not paused by one
         or paused again (its storage is still gone). A machine that an operator paused stays paused.
