@@ -15,7 +15,8 @@ from secondsite.blocks import DigestTable, block_digests
 from secondsite.errors import PinnedError
 from secondsite.journal import Journal, View
 from secondsite.model.ids import DiskKey, Epoch, Sequence
-from secondsite.model.policy import POINTS_MIN, Policy
+from secondsite.model.policy import Policy
+from secondsite.model.retention import POINTS_MIN
 from support.journals import KEY, START, VDA, VDB, Model
 from support.power import unsynced
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from secondsite import __version__
-from secondsite.cli import demo, history, item, journal, lab, node, service, setup
+from secondsite.cli import demo, history, item, journal, lab, node, policy, service, setup
 from secondsite.cli.client import choose_config
 
 app = typer.Typer(
@@ -56,7 +56,7 @@ for _name, _noun, _help in (
     ("vault", setup.vaults, "The deployment: health, tokens, audit."),
     ("site", setup.sites, "Sites."),
     ("cloud", setup.clouds, "Groups of nodes, and where they replicate to."),
-    ("policy", setup.policies, "Copy frequency, retention, limits."),
+    ("policy", policy.app, "Copy frequency, retention, limits."),
     ("network", setup.networks, "Networks and their mappings."),
     ("node", node.app, "Nodes: list, invite, enrol, run."),
     ("service", service.app, "Make a vault, run its service."),

@@ -1,4 +1,4 @@
-"""`secondsite vault`, `site`, `cloud`, `policy`, `network`: what is set up once, before anything is protected."""
+"""`secondsite vault`, `site`, `cloud`, `network`: what is set up once, before anything is protected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from secondsite.errors import InvalidInputError
 vaults = typer.Typer(no_args_is_help=True)
 sites = typer.Typer(no_args_is_help=True)
 clouds = typer.Typer(no_args_is_help=True)
-policies = typer.Typer(no_args_is_help=True)
 networks = typer.Typer(no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="Its name.")]
@@ -219,90 +218,6 @@ def delete_cloud(name: Name, as_json: Json = False) -> None:
     """Remove a cloud that is not mapped."""
     with reporting(as_json=as_json):
         _done(connect().delete(f"/clouds/{name}"), f"cloud {name} deleted", as_json=as_json)
-
-
-# -- policies ----------------------------------------------------------------------------------------------
-
-Frequency = Annotated[int | None, typer.Option(help="Seconds between cycles: 5, 30, 300 or 900.")]
-Hours = Annotated[float | None, typer.Option(help="Points older than this are given up.")]
-Points = Annotated[int | None, typer.Option(help="At most so many points are kept.")]
-Compression = Annotated[bool | None, typer.Option(help="Compress on the wire where it pays.")]
-Bandwidth = Annotated[int | None, typer.Option(help="Bytes a second for each item; 0 for no limit.")]
-Threshold = Annotated[int | None, typer.Option(help="Alert when the newest point is older (seconds).")]
-Shutdown = Annotated[int | None, typer.Option(help="Seconds a planned failover waits for the guest.")]
-
-
-@policies.command("list", epilog="Example: secondsite policy list")
-def list_policies(as_json: Json = False) -> None:
-    """List policies."""
-    with reporting(as_json=as_json):
-        rows = connect().get("/policies")
-        if as_json:
-            print_json(rows)
-            return
-        print_rows(
-            rows,
-            [
-                ("NAME", lambda row: row["name"]),
-                ("EVERY", lambda row: f"{row['copy_frequency_s']} s"),
-                ("KEEP", lambda row: f"{row['retention_hours']} h, {row['retention_points']} points"),
-                ("COMPRESS", lambda row: row["compression"]),
-                ("LIMIT", lambda row: row["bandwidth_limit"]),
-                ("RPO ALERT", lambda row: f"{row['rpo_threshold_s']} s"),
-            ],
-            empty="There is no policy. See: secondsite policy create --help",
-        )
-
-
-@policies.command("create", epilog="Example: secondsite policy create every-5-s --copy-frequency-s 5")
-def create_policy(
-    name: Name,
-    copy_frequency_s: Frequency = None,
-    retention_hours: Hours = None,
-    retention_points: Points = None,
-    compression: Compression = None,
-    bandwidth_limit: Bandwidth = None,
-    rpo_threshold_s: Threshold = None,
-    shutdown_timeout_s: Shutdown = None,
-    as_json: Json = False,
-) -> None:
-    """Add a policy; what is left out has the default (300 s, 24 h, 2880 points)."""
-    settings = _given(locals())
-    with reporting(as_json=as_json):
-        row = connect().post("/policies", {"name": name, **settings})
-        _done(row, f"policy {name} created", as_json=as_json)
-
-
-@policies.command("change", epilog="Example: secondsite policy change every-5-s --retention-hours 48")
-def change_policy(
-    name: Name,
-    copy_frequency_s: Frequency = None,
-    retention_hours: Hours = None,
-    retention_points: Points = None,
-    compression: Compression = None,
-    bandwidth_limit: Bandwidth = None,
-    rpo_threshold_s: Threshold = None,
-    shutdown_timeout_s: Shutdown = None,
-    as_json: Json = False,
-) -> None:
-    """Change a policy; its items follow at their next cycle, nothing is restarted."""
-    settings = _given(locals())
-    with reporting(as_json=as_json):
-        row = connect().patch(f"/policies/{name}", settings)
-        _done(row, f"policy {name} changed", as_json=as_json)
-
-
-@policies.command("delete", epilog="Example: secondsite policy delete every-5-s")
-def delete_policy(name: Name, as_json: Json = False) -> None:
-    """Remove a policy that no mapping uses."""
-    with reporting(as_json=as_json):
-        _done(connect().delete(f"/policies/{name}"), f"policy {name} deleted", as_json=as_json)
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value for key, value in options.items() if key not in {"name", "as_json"} and value is not None
-    }
 
 
 # -- networks ----------------------------------------------------------------------------------------------

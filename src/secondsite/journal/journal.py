@@ -37,7 +37,8 @@ from secondsite.journal.store import Store, naming
 from secondsite.journal.view import View, find, open_view
 from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId, Sequence
 from secondsite.model.manifest import Manifest
-from secondsite.model.policy import PointAge, Policy, oldest_to_keep
+from secondsite.model.policy import Policy
+from secondsite.model.retention import PointAge, points_to_keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Maintenance:
     points_removed: int
     bytes_freed: int
     held_by: str | None
+    points_thinned: int = 0
 
 
 def _no_progress(_done: int) -> None:
@@ -415,31 +417,40 @@ class Journal:
     def maintain(
         self, policy: Policy, now: datetime, progress: Callable[[int], None] = _no_progress
     ) -> Maintenance:
-        """Give up what `policy` does not keep, in one fold, and collect garbage. What is pinned stays for a later call.
+        """Give up what `policy` does not keep: fold what is older, thin what lies between, collect garbage.
+
+        What is pinned stays for a later call.
 
         Raises:
-            CorruptError: something to be folded is damaged; it is kept, and nothing was given up.
+            CorruptError: something to be folded or merged is damaged; it is kept, and of the points that it would go with
+                none was given up.
             NoSpaceError: the fold goes on with the next call.
         """
         with self._maintaining():
             self._tidy(progress)
             before = self._store.base_state().floor
             points = self.points()
-            due = oldest_to_keep([PointAge(point.sequence, point.time) for point in points], policy, now)
+            ages = [PointAge(point.sequence, point.time, point.consistency) for point in points]
+            kept = points_to_keep(ages, policy, now)
             held_by = None
-            if due is not None and due > before:
-                goal, held_by = self._unpinned(due, [point.sequence for point in points])
+            if kept and kept[0] > before:
+                goal, held_by = self._unpinned(kept[0], [point.sequence for point in points])
                 try:
                     if goal is not None:
                         folding.fold(self._store, goal, progress)
                 except PinnedError as error:  # pinned since we looked
                     held_by = str(error.attributes.get("owner", error.message))
             after = self._store.base_state().floor
+            thinned, damage = thin.thin_between(self._store, kept, self._expected)
+            freed = self._collect()
+            if damage is not None:
+                raise damage
             return Maintenance(
                 folded_to=after if after > before else None,
                 points_removed=sum(before <= point.sequence < after for point in points),
-                bytes_freed=self._collect(),
+                bytes_freed=freed,
                 held_by=held_by,
+                points_thinned=thinned,
             )
 
     def thin(self, sequences: Collection[Sequence]) -> int:
@@ -454,10 +465,7 @@ class Journal:
         with self._maintaining():
             self._tidy(_no_progress)
             for group in thin.groups(self._store.chain()[1].offered, sequences):
-                thin.merge_group(
-                    self._store, group, lambda file: self._expected.add(file.ref.digest, file.kind)
-                )
-                self._expected.named(self._store.points.load(group[-1].sequence).manifest)
+                thin.merge_group(self._store, group, self._expected)
             return self._collect()
 
     def verify(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
+from collections.abc import Sequence as Seq
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from secondsite.hrl.merge import Layer, merge_layers
 from secondsite.hrl.reader import Log, ReadAt, read_log
 from secondsite.hrl.writer import LogWriter
 from secondsite.hrl.zeros import decode_zeros, encode_zeros
-from secondsite.journal.logs import FileKind, StoredFile, files_of
+from secondsite.journal.garbage import Expected
+from secondsite.journal.logs import FileKind, files_of
 from secondsite.journal.points import StoredPoint
 from secondsite.journal.store import Store, naming
 from secondsite.model.ids import Digest, DiskKey, Sequence
@@ -32,8 +34,33 @@ from secondsite.model.units import MIB
 
 _HASH_CHUNK: Final = 4 * MIB
 
-Expect = Callable[[StoredFile], None]
-"""Told of every new file before the manifest names it, so that garbage collection leaves it."""
+
+def thin_between(store: Store, kept: Seq[Sequence], expected: Expected) -> tuple[int, CorruptError | None]:
+    """Merge the points after the first of `kept` that are not among `kept` into their successors.
+
+    Pinned points stay, and so do the newest two: a source compares the newest with its own. A run of points with a damaged
+    file stays as well, and the others are merged. Returns how many points went, and the damage.
+    """
+    offered = store.chain()[1].offered
+    if not kept or not offered:
+        return 0, None
+    try:
+        with store.pins.removing() as pins:
+            stay = {*kept, *(pin.sequence for pin in pins), *(point.sequence for point in offered[-2:])}
+    except PinnedError:  # a reader of a folder that it cannot write
+        return 0, None
+    least = max(offered[0].sequence, kept[0])
+    given_up = [point.sequence for point in offered if point.sequence > least and point.sequence not in stay]
+    gone, damage = 0, None
+    for group in groups(offered, given_up):
+        try:
+            merge_group(store, group, expected)
+            gone += len(group) - 1
+        except PinnedError:  # since we looked; there is always a next time
+            continue
+        except CorruptError as error:
+            damage = damage or error
+    return gone, damage
 
 
 def groups(points: list[StoredPoint], sequences: Collection[Sequence]) -> list[list[StoredPoint]]:
@@ -69,8 +96,9 @@ def groups(points: list[StoredPoint], sequences: Collection[Sequence]) -> list[l
     return result
 
 
-def merge_group(store: Store, group: list[StoredPoint], expect: Expect) -> None:
-    """Give up all points of `group` but the last, which takes their changes in.
+def merge_group(store: Store, group: list[StoredPoint], expected: Expected) -> None:
+    """Give up all points of `group` but the last, which takes their changes in. `expected` is told of every new
+    file before the manifest names it, so that garbage collection leaves it.
 
     Raises:
         PinnedError: one of them is in use. Nothing has changed but files that nobody names.
@@ -78,7 +106,7 @@ def merge_group(store: Store, group: list[StoredPoint], expect: Expect) -> None:
     """
     target = group[-1]
     given_up = [point.sequence for point in group[:-1]]
-    disks = {disk: _merge_disk(store, disk, group, expect) for disk in target.manifest.disks}
+    disks = {disk: _merge_disk(store, disk, group, expected) for disk in target.manifest.disks}
     replaces: list[Digest] = []
     for point in group:
         replaces += [*point.manifest.replaces, point.digest]
@@ -100,11 +128,12 @@ def merge_group(store: Store, group: list[StoredPoint], expect: Expect) -> None:
                 )
         store.points.write(merged.to_bytes(), target.sequence)
         store.points.remove(reversed(given_up))
+    expected.named(merged)
 
 
-def _merge_disk(store: Store, disk: DiskKey, group: list[StoredPoint], expect: Expect) -> DiskPoint:
+def _merge_disk(store: Store, disk: DiskKey, group: list[StoredPoint], expected: Expected) -> DiskPoint:
     target = group[-1].manifest
-    output = _Output(store, target, store.size(disk), expect)
+    output = _Output(store, target, store.size(disk), expected)
     try:
         zeros = merge_layers([_layer(store, point, disk) for point in group], output.new_log)
         changed = output.data_length
@@ -140,12 +169,12 @@ def _reader(data: memoryview) -> ReadAt:
 class _Output:
     """New files, made in `incoming` and given their names when they are complete."""
 
-    def __init__(self, store: Store, target: Manifest, disk_size: int, expect: Expect) -> None:
+    def __init__(self, store: Store, target: Manifest, disk_size: int, expected: Expected) -> None:
         self.data_length = 0
         self._store = store
         self._target = target
         self._disk_size = disk_size
-        self._expect = expect
+        self._expected = expected
         self._logs: list[Path] = []
 
     @contextmanager
@@ -189,5 +218,5 @@ class _Output:
             while chunk := file.read(_HASH_CHUNK):
                 hasher.update(chunk)
         digest = Digest(hasher.hexdigest())
-        self._expect(StoredFile(FileRef(digest, path.stat().st_size), kind))
+        self._expected.add(digest, kind)
         return self._store.logs.adopt(path, digest, kind).ref

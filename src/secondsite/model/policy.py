@@ -1,19 +1,15 @@
-"""Replication policies: what they hold, how they are checked, and which points retention gives up."""
+"""Replication policies: what they hold and how they are checked. What follows from them: retention.py, schedule.py."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Final
 
 from secondsite.errors import InvalidInputError
-from secondsite.model.ids import Sequence
+from secondsite.model.retention import POINTS_MIN, ladder_points
 
 COPY_FREQUENCIES_S: Final = (5, 30, 300, 900)
 """30, 300 and 900 s are the field's; 5 s is ours."""
-POINTS_MIN: Final = 2
-"""The newest points are never given up, whatever the hours say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +19,8 @@ class Policy:
     copy_frequency_s: one of COPY_FREQUENCIES_S.
     retention_hours: points older than this are given up (0.1 to 8760).
     retention_points: at most so many points are kept (POINTS_MIN to 1,000,000).
+    keep_all_hours: points younger than this are all kept, older ones one an hour; None: every point until the end.
+    keep_hourly_hours: points older than this are kept one a day; None: one an hour until the end. See retention.py.
     compression: whether parts may be compressed on the wire.
     bandwidth_limit: bytes per second that the sender may use, or None.
     rpo_threshold_s: an alert is raised when the newest point is older; it changes nothing else.
@@ -36,6 +34,8 @@ class Policy:
     bandwidth_limit: int | None = None
     rpo_threshold_s: int = 900
     shutdown_timeout_s: int = 120
+    keep_all_hours: float | None = None
+    keep_hourly_hours: float | None = None
 
     def __post_init__(self) -> None:
         _check(
@@ -56,32 +56,39 @@ class Policy:
         )
         _check(self.rpo_threshold_s >= 1, "rpo_threshold_s", "choose at least 1 s")
         _check(1 <= self.shutdown_timeout_s <= 3600, "shutdown_timeout_s", "choose 1 to 3600 s")
+        self._check_ladder()
+
+    @property
+    def hourly_until_hours(self) -> float:
+        """From which age on points are kept one a day."""
+        return self.retention_hours if self.keep_hourly_hours is None else self.keep_hourly_hours
+
+    def _check_ladder(self) -> None:
+        if self.keep_all_hours is None:
+            _check(
+                self.keep_hourly_hours is None,
+                "keep_hourly_hours",
+                "say first for how long every point is kept: keep_all_hours",
+            )
+            return
+        _check(
+            0.1 <= self.keep_all_hours <= self.retention_hours,
+            "keep_all_hours",
+            f"choose 0.1 to {self.retention_hours:g} hours (retention_hours)",
+        )
+        _check(
+            self.keep_all_hours <= self.hourly_until_hours <= self.retention_hours,
+            "keep_hourly_hours",
+            f"choose {self.keep_all_hours:g} (keep_all_hours) to {self.retention_hours:g} hours (retention_hours)",
+        )
+        most = ladder_points(self)
+        _check(
+            most is None or most <= self.retention_points,
+            "retention_points",
+            f"these hours hold up to {most} points at {self.copy_frequency_s} s: allow so many, or keep less",
+        )
 
 
 def _check(holds: bool, field: str, hint: str) -> None:
     if not holds:
         raise InvalidInputError(f"{field} is out of range", hint=hint, field=field)
-
-
-@dataclass(frozen=True, slots=True)
-class PointAge:
-    """What retention looks at."""
-
-    sequence: Sequence
-    time: datetime
-
-
-def oldest_to_keep(points: Seq[PointAge], policy: Policy, now: datetime) -> Sequence | None:
-    """Return the sequence of the oldest point that `policy` keeps, or None if there are no points.
-
-    `points` ascend by sequence. Everything older than the result may be folded into the base. At least
-    POINTS_MIN points are kept. A clock that jumps forward gives up at most what its jump is worth, and never
-    the last POINTS_MIN points.
-    """
-    if not points:
-        return None
-    limit = now - timedelta(hours=policy.retention_hours)
-    first = max(0, len(points) - policy.retention_points)
-    while first < len(points) - POINTS_MIN and points[first].time < limit:
-        first += 1
-    return points[min(first, max(0, len(points) - POINTS_MIN))].sequence

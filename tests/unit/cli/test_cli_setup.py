@@ -74,7 +74,15 @@ def test_a_policy_takes_only_what_is_given_and_can_be_changed(cli: Cli) -> None:
     changed = cli.json("policy", "change", "slow", "--retention-hours", "48", "--bandwidth-limit", "1000000")
     assert (changed["retention_hours"], changed["bandwidth_limit"]) == (48.0, 1_000_000)
     assert cli.json("policy", "change", "slow", "--bandwidth-limit", "0")["bandwidth_limit"] is None
-    assert "slow 300 s 48.0 h, 2880 points no - " in cli.ok("policy", "list").words
+    assert "slow 300 s 48 h, 2880 points no - " in cli.ok("policy", "list").words
+    cli.ok("policy", "change", "slow", "--keep-all-hours", "12", "--keep-hourly-hours", "24")
+    assert "48 h, all for 12 h, hourly to 24 h, 2880 points" in cli.ok("policy", "list").words
+    assert cli.json("policy", "show", "slow")["keep_hourly_hours"] == 24
+    refused = cli.run("policy", "change", "slow", "--keep-all-hours", "0")
+    assert "keep_hourly_hours is out of range" in refused.err
+    assert cli.json("policy", "change", "slow", "--keep-all-hours", "0", "--keep-hourly-hours", "0")[
+        "revision"
+    ]
     wrong = cli.run("policy", "change", "slow", "--copy-frequency-s", "7")
     assert wrong.code == 2
     assert "copy_frequency_s" in wrong.err

@@ -116,6 +116,8 @@ class PolicyView(BaseModel):
     bandwidth_limit: int | None
     rpo_threshold_s: int
     shutdown_timeout_s: int
+    keep_all_hours: float | None
+    keep_hourly_hours: float | None
 
 
 class NetworkView(BaseModel):
@@ -196,6 +198,19 @@ class ItemHealthView(BaseModel):
     reasons: list[ReasonView]
 
 
+class HealthErrorView(BaseModel):
+    """Something that is wrong now. Events tell what was."""
+
+    code: str = Field(examples=["cannot-send"])
+    category: str = Field(examples=["replication"])
+    level: str = Field(examples=["critical"])
+    summary: str
+    possible_causes: list[str]
+    recommended_action: str
+    message: str
+    since: datetime
+
+
 class ItemView(BaseModel):
     """A protected item."""
 
@@ -235,6 +250,7 @@ class ItemView(BaseModel):
     rpo_s: float | None
     rpo_threshold_s: int
     health: ItemHealthView
+    health_errors: list[HealthErrorView]
     replication: dict[str, Any]
     test: dict[str, Any] | None
     failover: dict[str, Any] | None

@@ -10,6 +10,7 @@ from secondsite.service.usecases.operations import TestNetwork
 from secondsite.service.vocabulary import Role
 
 Name = Annotated[str, Field(min_length=1, max_length=63)]
+_NONE_BY_ZERO = frozenset({"bandwidth_limit", "keep_all_hours", "keep_hourly_hours"})
 
 
 class Body(BaseModel):
@@ -69,17 +70,17 @@ class PolicyChange(Body):
     )
     rpo_threshold_s: int | None = Field(default=None, examples=[900])
     shutdown_timeout_s: int | None = Field(default=None, examples=[120])
+    keep_all_hours: float | None = Field(
+        None, description="older points are kept one an hour; 0: every point until the end", examples=[24.0]
+    )
+    keep_hourly_hours: float | None = Field(
+        None, description="older points are kept one a day; 0: one an hour until the end", examples=[72.0]
+    )
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that were given. A bandwidth limit of 0 takes the limit away."""
-        given = {
-            key: value
-            for key, value in self.model_dump(exclude={"name"}, exclude_unset=True).items()
-            if value is not None
-        }
-        if given.get("bandwidth_limit") == 0:
-            given["bandwidth_limit"] = None
-        return given
+        """Return the settings that were given. Where 0 means "not at all", it takes the setting away."""
+        given = self.model_dump(exclude={"name"}, exclude_unset=True, exclude_none=True)
+        return {key: None if key in _NONE_BY_ZERO and value == 0 else value for key, value in given.items()}
 
 
 class PolicyBody(PolicyChange):
