@@ -11,6 +11,8 @@ from support.lab_story import LabStory, running_lab
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
 GIB = 1 << 30
+PROPORTIONAL_S = 90.0
+"""Reading 499 GiB of zeros takes minutes on any machine (250 s at 2 GB/s); a busy machine's noise stays far below this."""
 
 
 def figures(lab: LabStory, name: str, size: int) -> dict[str, float]:
@@ -44,4 +46,4 @@ def test_500_gib_thin_take_about_as_long_as_1_gib() -> None:
         huge = figures(lab, "huge", 500 * GIB)
     print(f"\nseconds for 1 GiB: {small}; for 500 GiB: {huge}")
     for what, seconds in huge.items():
-        assert seconds <= 2.0 * small[what] + 5.0, f"{what}: {seconds} s against {small[what]} s"
+        assert seconds <= small[what] + PROPORTIONAL_S, f"{what}: {seconds} s against {small[what]} s"
