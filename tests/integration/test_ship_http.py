@@ -456,7 +456,8 @@ def test_silent_connections_keep_no_one_out(site: Site) -> None:
         start = time.monotonic()
         with site.client() as client:
             assert client.get("/closed") == {"peer": CLIENT}
-        assert time.monotonic() - start < 2, "one worker, twenty silent connections: none may hold it"
+        # Each would hold the one worker for 0.3 s.
+        assert time.monotonic() - start < 5, "one worker, twenty silent connections: none may hold it"
     finally:
         for sock in silent:
             sock.close()
