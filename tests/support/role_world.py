@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
+from unittest import mock
 
+from secondsite import durable
 from secondsite.fabric.fake import FakeFabric, FakeImage
 from secondsite.fabric.port import PowerState, VmInfo
 from secondsite.journal.base import OpenBase, open_raw_base
@@ -36,6 +39,55 @@ QCOW2_MAGIC = b"QFI\xfb"
 
 class Killed(BaseException):
     """The process ends here: nothing after this is run, and nobody catches it."""
+
+
+CHANGES: Final = (
+    "start",
+    "power_off",
+    "lock_power",
+    "unlock_power",
+    "create_overlay",
+    "define_replica",
+    "undefine",
+    "delete_disks",
+)
+
+
+class Steps:
+    """Counts the changes that an order makes; `at` is the one before which the process ends."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at = at
+        self.done = 0
+
+    def take(self) -> None:
+        """One more change is about to be made, or was just made."""
+        self.done += 1
+        if self.at is not None and self.done > self.at:
+            raise Killed  # also what is done while this unwinds: nobody lives to do it
+
+
+@contextmanager
+def killed_at(side: Side, at: int | None) -> Iterator[Steps]:
+    """Kill the side before its step `at` (never if None): each change of a file, of a machine and of a view is one."""
+    steps = Steps(at)
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **fields: Any) -> Any:
+            steps.take()
+            return real(*args, **fields)
+
+        return call
+
+    with ExitStack() as stack:
+        for owner, names in (
+            (durable, ("write_atomic", "rename_durable")),
+            (side.fabric, CHANGES),
+            (side.views, ("ensure", "end")),
+        ):
+            for name in names:
+                stack.enter_context(mock.patch.object(owner, name, counted(getattr(owner, name))))
+        yield steps
 
 
 class Answers:

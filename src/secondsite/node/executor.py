@@ -26,6 +26,8 @@ from secondsite.node.records import ItemStore
 RESULTS_KEPT: Final = 2000
 CUT_BY_STOP: Final = frozenset({"cancelled", "stopped"})
 """What a handler ends with because the node stops: no outcome, the command runs again after the start."""
+RAISING: Final = ("new_epoch", "next_epoch", "epoch")
+"""Arguments that name the epoch which a command leaves behind."""
 _ID_CHARS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:")
 
 log = structlog.get_logger(__name__)
@@ -189,7 +191,7 @@ class Executor:
             # A damaged record has no epoch to compare: handlers refuse it, but for those that remove it.
             record = None if command.item in self._items.damaged else self._items.find(command.item)
             # A role change that is repeated after a crash finds the epoch raised by its own first run.
-            epoch = max(command.epoch, int(command.args.get("new_epoch") or 0))
+            epoch = max(command.epoch, *(int(command.args.get(name) or 0) for name in RAISING))
             if record is not None and epoch < record.epoch:
                 raise StaleEpochError(
                     f"{command.kind} carries epoch {command.epoch}, but {record.name} is at {record.epoch}",

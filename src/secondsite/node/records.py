@@ -84,6 +84,14 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """Why a machine is not started, or not let run, after its host's boot. suspended: we paused it."""
+
+    reason: str
+    suspended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ItemRecord:
     """See the module's docstring. `vm` is the machine's UUID in this node's hypervisor, if it has one here."""
 
@@ -104,7 +112,21 @@ class ItemRecord:
     marks: Mapping[DiskKey, list[list[int]]] = field(default_factory=dict)
     """What the files of those disks looked like when the last point was sealed; empty once they were adopted."""
     ran: bool = False
-    """Whether the machine ran when its failover was prepared, and no roll back has started it again since."""
+    """Whether the machine ran when its failover was prepared or it was demoted, and no release has started it since."""
+    diverged: bool = False
+    """Standby: its disks may hold writes that no point has, since it was not shut down for its last one."""
+    runs: bool = False
+    """Source: whether the machine ran when it was last looked at; what ran when the host went down is started again."""
+    autostart: bool = False
+    """Source: the machine is to start with its host. The flag in the hypervisor is off: this node decides."""
+    held: Held | None = None
+    """Source: since the host's boot nobody has confirmed that this side may run the machine."""
+    paused: bool = False
+    """Source: an operator ordered that nothing be replicated."""
+    compare: bool = False
+    """Source: an operator ordered that whole disks be compared, now."""
+    start_at: str = ""
+    """Source: the initial replication begins then (UTC, as `format_time` writes it)."""
     counters: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -132,6 +154,7 @@ class ItemRecord:
                     "acked": _optional(Acked, fields["acked"]),
                     "test": _optional(Replica, fields["test"]),
                     "failover": _optional(Replica, fields["failover"]),
+                    "held": _optional(Held, fields.get("held")),
                 }
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

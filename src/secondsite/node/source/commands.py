@@ -9,7 +9,13 @@ from typing import Any, Final
 import structlog
 
 from secondsite.blocks import DigestTable
-from secondsite.errors import ConflictError, InvalidInputError, OperationRefusedError, TrackingLostError
+from secondsite.errors import (
+    ConflictError,
+    InvalidInputError,
+    OperationRefusedError,
+    StaleEpochError,
+    TrackingLostError,
+)
 from secondsite.fabric.port import Fabric, PowerState
 from secondsite.model.ids import Epoch, ItemId, NodeId, parse_disk_key
 from secondsite.model.manifest import Consistency, Manifest, format_time
@@ -17,9 +23,9 @@ from secondsite.model.policy import Policy
 from secondsite.node.executor import Command, Handler, Progress
 from secondsite.node.images import marks_of
 from secondsite.node.records import Acked, ItemRecord, ItemStore, Peer, Role, require_role
+from secondsite.node.source.fence import LOCK_REASON, Fence
 from secondsite.node.source.replicator import Replicators
 
-LOCK_REASON: Final = "failed over to the other site by Second Site"
 SHUTDOWNS_MAX: Final = 3
 
 log = structlog.get_logger(__name__)
@@ -114,6 +120,8 @@ class SourceCommands:
             policy=Policy(**command.args["policy"]),
             acked=acked,
             failover=None,
+            ran=False,
+            diverged=False,
         )
 
     def policy(self, command: Command, progress: Progress) -> Mapping[str, Any]:
@@ -150,27 +158,43 @@ class SourceCommands:
         return {"sequence": acked.sequence, "digest": acked.digest, "time": acked.time}
 
     def release(self, command: Command, progress: Progress) -> Mapping[str, Any]:
-        """Undo prepare: unlock, start the guest, replicate on (under a raised epoch if the service says so)."""
-        item = _item(command)
+        """Be the source again after a roll back or a cancelled failover: unlock, start the guest if it ran, replicate on
+        (under a raised epoch if the service says so) from the last acknowledged point.
+        """
+        item, args = _item(command), command.args
         record = self.items.get(item)
-        require_role(record, Role.SOURCE, Role.PREPARING, Role.PREPARED)
-        epoch = Epoch(max(record.epoch, command.epoch, int(command.args.get("epoch") or 0)))
+        require_role(record, Role.SOURCE, Role.PREPARING, Role.PREPARED, Role.STANDBY)
+        ordered = Epoch(max(command.epoch, int(args.get("epoch") or 0)))
+        if record.role is Role.STANDBY and ordered <= record.epoch:
+            raise StaleEpochError(
+                f"{record.name} stepped down for epoch {record.epoch}; it is not given back by epoch {ordered}",
+                item=item,
+                epoch=ordered,
+                current=record.epoch,
+            )
+        self.replicators.stop(item)  # its connection speaks for the old epoch
         self.fabric.unlock_power(record.vm)
         # The source again, and replicated, also if it cannot be started: whoever starts it later is protected.
-        self.items.change(item, role=Role.SOURCE, epoch=epoch, images={}, marks={})
+        self.items.change(
+            item,
+            role=Role.SOURCE,
+            epoch=Epoch(max(record.epoch, ordered)),
+            images={},
+            marks={},
+            diverged=False,
+            held=None,
+            paused=False,
+        )
         self.replicators.start(item)
-        if record.ran:
+        if record.ran or args.get("start"):
             self.fabric.start(record.vm)
             self.items.change(item, ran=False)
         return {}
 
     def demote(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Step down: another side has the item now."""
-        item = _item(command)
-        record = self.items.get(item)
-        require_role(record, Role.PREPARED, Role.STANDBY)
-        self.items.change(item, role=Role.STANDBY, epoch=Epoch(int(command.args["new_epoch"])), ran=False)
-        return {}
+        fence = Fence(self.items, self.replicators, self.fabric)
+        return fence.demote(_item(command), Epoch(int(command.args["new_epoch"])))
 
     def stop(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Forget the item; the machine stays as it is, without our checkpoints."""

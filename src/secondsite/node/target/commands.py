@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secondsite import durable
-from secondsite.errors import ConflictError, InvalidInputError, NotFoundError
+from secondsite.errors import ConflictError, InvalidInputError, NotFoundError, OperationRefusedError
 from secondsite.fabric.port import Fabric
 from secondsite.journal import Journal
 from secondsite.journal.base import OpenBase
@@ -168,10 +168,13 @@ class TargetCommands:
         return self._describe(command, failover)
 
     def abandon(self, command: Command, progress: Progress) -> Mapping[str, Any]:
-        """Undo a failover that did not come to its end."""
-        item = _item(command)
+        """Undo a failover: it did not come to its end, another point is wanted, or none."""
+        item, args = _item(command), command.args
         self.settler.cancel(item)
-        self.replicas.abandon(item, Epoch(int(command.args["epoch"])))
+        following = args.get("next_epoch")
+        self.replicas.abandon(
+            item, Epoch(int(args["epoch"])), None if following is None else Epoch(int(following))
+        )
         return {}
 
     def commit(self, command: Command, progress: Progress) -> Mapping[str, Any]:
@@ -179,6 +182,10 @@ class TargetCommands:
         item = _item(command)
         record = self.items.get(item)
         require_role(record, Role.ACTIVE)
+        if record.test is not None:
+            raise OperationRefusedError(
+                f"a test failover of {record.name} reads the journal", hint="clean it up first: cleanup-test"
+            )
         self.settler.wait(
             item, lambda done, total: progress(None, "copying", bytes_done=done, bytes_total=total)
         )

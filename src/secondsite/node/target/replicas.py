@@ -15,7 +15,13 @@ from pathlib import Path
 import structlog
 
 from secondsite import durable
-from secondsite.errors import NotFoundError, OperationRefusedError, OutOfSequenceError, StaleEpochError
+from secondsite.errors import (
+    ConflictError,
+    NotFoundError,
+    OperationRefusedError,
+    OutOfSequenceError,
+    StaleEpochError,
+)
 from secondsite.fabric.port import (
     DiskSource,
     Fabric,
@@ -104,9 +110,11 @@ class Replicas:
         """Take the item over: raise the epoch, then start its machine here from the point."""
         record = self._items.get(item)
         require_role(record, Role.TARGET, Role.ACTIVE)
-        if record.test is not None:
-            raise OperationRefusedError(
-                f"a test failover of {record.name} exists", hint="clean it up first: cleanup-test", item=item
+        if record.role is Role.ACTIVE and new_epoch > record.epoch:
+            raise ConflictError(
+                f"{record.name} has failed over here under epoch {record.epoch}",
+                hint="that failover is to be abandoned before another begins",
+                item=item,
             )
         if record.role is Role.TARGET and new_epoch <= record.epoch:
             # Role and epoch are written together, so no first run left this: it was abandoned, and is late.
@@ -129,6 +137,8 @@ class Replicas:
                 expected=digest,
                 found=found,
             )
+        if begun is None:
+            journal.unpin(FAILOVER_PIN)  # of a try that was cut before its role was durable, at another point
         journal.pin(manifest.sequence, FAILOVER_PIN)
         journal.raise_epoch(new_epoch)
         failover = begun or Replica(
@@ -146,16 +156,19 @@ class Replicas:
         self._items.change(item, failover=failover, vm=vm)
         return failover
 
-    def abandon(self, item: ItemId, epoch: Epoch) -> None:
-        """Undo a failover that did not come to its end: remove the machine, be a target again under `epoch`."""
+    def abandon(self, item: ItemId, epoch: Epoch, next_epoch: Epoch | None = None) -> None:
+        """Undo the failover to `epoch`: remove its machine with what it wrote, be a target again under `next_epoch`
+        (without it, under `epoch`). Whoever still carries an epoch up to that one is refused from then on.
+        """
         record = self._items.find(item)
         if record is None:
             # Nothing is known of it any more; what runs of it is found by its labels.
             self._remove_machines(item, ReplicaRole.REPLICA)
             return
         require_role(record, Role.TARGET, Role.ACTIVE)
+        following = Epoch(max(epoch, next_epoch or epoch))
         # Before anything is removed: a late one must not meet a later failover, nor the committed machine.
-        if epoch < record.epoch:
+        if following < record.epoch or (record.role is Role.ACTIVE and epoch < record.epoch):
             raise StaleEpochError(
                 f"a failover of {record.name} to epoch {epoch} is given up, but it is at {record.epoch}",
                 item=item,
@@ -167,9 +180,9 @@ class Replicas:
             self._remove_machines(item, ReplicaRole.REPLICA)
             self._views.end(record.failover.socket)
             self._remove_overlays(record, ReplicaRole.REPLICA)
-        journal.raise_epoch(epoch)
+        journal.raise_epoch(following)
         journal.unpin(FAILOVER_PIN)
-        self._items.change(item, role=Role.TARGET, epoch=epoch, failover=None, vm="")
+        self._items.change(item, role=Role.TARGET, epoch=following, failover=None, vm="")
 
     def settle(
         self, item: ItemId, progress: Callable[[int, int], None], cancelled: Callable[[], bool]

@@ -68,9 +68,16 @@ class Upkeep:
             self._settler.start(record.item)
 
     def maintain(self, record: ItemRecord) -> None:
-        """Apply the item's retention."""
-        if record.role is Role.TARGET and self._journals.exists(record.item):
-            self._journals.get(record.item).maintain(record.policy, self._clock())
+        """Apply the item's retention; not while a failover is not committed: any point may still be asked for.
+
+        Between two failovers of a change of the point, too: until a point of the item's epoch has arrived.
+        """
+        if record.role is not Role.TARGET or not self._journals.exists(record.item):
+            return
+        journal = self._journals.get(record.item)
+        last = journal.status().last
+        if last is None or last.epoch == record.epoch:
+            journal.maintain(record.policy, self._clock())
 
     def _loop(
         self,
