@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +16,14 @@ from blake3 import blake3
 from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId, NodeId, Sequence
 from secondsite.model.manifest import Consistency, DiskPoint, FileRef, Manifest, PointKind, VmDefinition
 from secondsite.ship.backoff import QuickRetries
-from secondsite.ship.client import Endpoint, Trust
+from secondsite.ship.client import Endpoint, JsonClient, Trust
 from secondsite.ship.fake import MemoryReceiver
-from secondsite.ship.identity import CertificateAuthority, Credentials
+from secondsite.ship.identity import CertificateAuthority, Credentials, utc_now
+from secondsite.ship.kerberos import KerberosAcceptor, KerberosTrust
 from secondsite.ship.listener import Listener, Receiver
 from secondsite.ship.protocol import PartKind
 from secondsite.ship.sender import Outgoing, Sender
+from support.private_kdc import REALM, PrivateKdc
 
 ITEM = ItemId("0b6c7e9a-0000-4000-8000-00000000aaaa")
 SOURCE, TARGET, STRANGER = NodeId("node-source"), NodeId("node-target"), NodeId("node-stranger")
@@ -77,6 +80,39 @@ def ship_site(folder: Path, receiver: Receiver | None = None, **options: Any) ->
         yield site
         for sender in site.senders:
             sender.close()
+
+
+@dataclass
+class KerberosSite:
+    """A target that takes tickets instead of certificates, and a KDC around it. `names` says who is which node."""
+
+    site: ShipSite
+    kdc: PrivateKdc
+    service: str
+    names: dict[str, NodeId]
+
+    def trust(self, principal: str, **changes: Any) -> KerberosTrust:
+        """Return what a client with this principal (in VAULT.TEST, unless its name says otherwise) dials with."""
+        principal = principal if "@" in principal else f"{principal}@{REALM}"
+        fields = {"keytab": self.kdc.keytab(principal), "service": self.service, **changes}
+        ca = self.site.folder / "target" / "ca.pem"
+        return KerberosTrust(ca, principal, **fields)
+
+    def client(self, trust: Trust) -> JsonClient:
+        """Return a client of the listener."""
+        return JsonClient(self.site.endpoint, trust, timeout_s=30)
+
+
+@contextmanager
+def kerberos_site(folder: Path, kdc: PrivateKdc, **options: Any) -> Iterator[KerberosSite]:
+    """Run a target with a ticket listener on the KDC's first realm."""
+    service = f"HTTP/target-{secrets.token_hex(4)}.test@{REALM}"
+    names: dict[str, NodeId] = {}
+    acceptor = KerberosAcceptor(
+        service, kdc.keytab(service), names.get, folder / "replay", clock=options.get("clock", utc_now)
+    )
+    with kdc.using(), ship_site(folder, negotiator=acceptor, **options) as site:
+        yield KerberosSite(site, kdc, service, names)
 
 
 def manifest(

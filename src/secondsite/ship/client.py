@@ -20,10 +20,11 @@ import select
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -54,10 +55,19 @@ class Endpoint:
 
 
 class Trust(Protocol):
-    """What the client shows and whom it trusts: Credentials or CaOnly."""
+    """What the client shows and whom it trusts: Credentials, CaOnly or KerberosTrust."""
 
     def client_context(self) -> ssl.SSLContext:
         """Return a context that verifies the server."""
+        ...
+
+
+@runtime_checkable
+class Introducing(Trust, Protocol):
+    """A trust that has to say who we are after TLS, on each new connection, before any call."""
+
+    def introduce(self, connection: PeerConnection) -> None:
+        """Prove it, or raise; the connection is then closed."""
         ...
 
 
@@ -80,9 +90,13 @@ class Answer:
 class PeerConnection(http.client.HTTPConnection):
     """One connection: dials the address, checks the node id."""
 
-    def __init__(self, endpoint: Endpoint, context: ssl.SSLContext, timeout_s: float) -> None:
+    good_until: float | None = None
+    """On the monotonic clock: when what was shown on it ends."""
+
+    def __init__(self, endpoint: Endpoint, trust: Trust, context: ssl.SSLContext, timeout_s: float) -> None:
         super().__init__(endpoint.host, endpoint.port, timeout=timeout_s, blocksize=1 << 20)
         self._endpoint = endpoint
+        self._trust = trust
         self._context = context
 
     def connect(self) -> None:
@@ -102,6 +116,13 @@ class PeerConnection(http.client.HTTPConnection):
             raise
         self.sock.settimeout(self.timeout)
 
+    def open(self) -> None:
+        """Dial if that was not done, and say who we are."""
+        if self.fresh:
+            self.connect()
+            if isinstance(self._trust, Introducing):
+                self._trust.introduce(self)
+
     def set_timeout(self, timeout_s: float) -> None:
         """Bound every following step of the connection."""
         self.timeout = timeout_s
@@ -115,7 +136,9 @@ class PeerConnection(http.client.HTTPConnection):
 
     @property
     def stale(self) -> bool:
-        """Whether the peer has closed it, or sent something nobody asked for."""
+        """Whether the peer has closed it, or sent something nobody asked for, or what we showed on it ends."""
+        if self.good_until is not None and time.monotonic() >= self.good_until:
+            return True
         return self.sock is not None and bool(select.select([self.sock], [], [], 0)[0])
 
 
@@ -218,6 +241,7 @@ class JsonClient:
             try:
                 with self._translated():
                     try:
+                        connection.open()
                         response = _talk(connection, method, path, body, length, headers)
                     except (ConnectionError, http.client.BadStatusLine, ssl.SSLEOFError):
                         if kept and isinstance(body, bytes):
@@ -240,7 +264,7 @@ class JsonClient:
                 if connection is None:
                     if self._context is None:
                         self._context = self._trust.client_context()
-                    connection = PeerConnection(self.endpoint, self._context, timeout_s)
+                    connection = PeerConnection(self.endpoint, self._trust, self._context, timeout_s)
             if not connection.stale:
                 connection.set_timeout(timeout_s)
                 return connection

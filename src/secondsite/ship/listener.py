@@ -29,6 +29,7 @@ from secondsite.model.ids import (
 )
 from secondsite.model.manifest import MANIFEST_BYTES_MAX
 from secondsite.model.units import MIB, Buffer
+from secondsite.ship.admission import Negotiator
 from secondsite.ship.http import Body, HttpsServer, Limits, Request, Response, Router, TooLargeError
 from secondsite.ship.identity import ClientCertificates, Clock, Credentials, utc_now
 from secondsite.ship.protocol import (
@@ -43,6 +44,7 @@ from secondsite.ship.protocol import (
     PART_PATH,
     PART_WIRE_MAX,
     POINTS_PATH,
+    SESSION_PATH,
     ZSTD_WINDOW_MAX,
     CellRange,
     Encoding,
@@ -57,6 +59,8 @@ from secondsite.ship.protocol import (
     parse_ranges,
 )
 
+TICKET_HEAD_BYTES: Final = 96 << 10
+"""Tickets of directories with many groups reach 48,000 bytes, a third more in base64."""
 _CHUNK: Final = MIB
 
 
@@ -111,7 +115,10 @@ class Receiver(Protocol):
 
 
 class Listener:
-    """An HTTPS server with client certificates required, in front of a Receiver."""
+    """An HTTPS server with client certificates required, in front of a Receiver.
+
+    With a `negotiator` it asks for Kerberos tickets instead, and for no certificate.
+    """
 
     def __init__(
         self,
@@ -124,7 +131,11 @@ class Listener:
         is_revoked: Callable[[int], bool] | None = None,
         clock: Clock = utc_now,
         client_certificates: ssl.VerifyMode = ClientCertificates.REQUIRED,
+        negotiator: Negotiator | None = None,
     ) -> None:
+        if negotiator is not None:
+            client_certificates = ClientCertificates.NONE
+            limits = limits or Limits(head_bytes=TICKET_HEAD_BYTES)
         self._server = HttpsServer(
             address,
             credentials,
@@ -134,6 +145,7 @@ class Listener:
             limits=limits,
             is_revoked=is_revoked,
             clock=clock,
+            negotiator=negotiator,
         )
 
     @property
@@ -165,6 +177,7 @@ def make_router(receiver: Receiver) -> Router:
     """Return the routes of the data plane, for a server of one's own."""
     handlers = _Handlers(receiver)
     router = Router()
+    router.add("GET", SESSION_PATH, handlers.session)
     router.add("GET", ITEM_PATH, handlers.status)
     router.add("POST", MISSING_PATH, handlers.missing)
     router.add("PUT", PART_PATH, handlers.part, body_max=PART_WIRE_MAX)
@@ -177,6 +190,9 @@ def make_router(receiver: Receiver) -> Router:
 class _Handlers:
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
+
+    def session(self, request: Request) -> dict[str, Any]:
+        return {"node": request.known_peer}
 
     def status(self, request: Request) -> dict[str, Any]:
         return self._receiver.status(_item(request), request.known_peer).to_dict()

@@ -14,6 +14,7 @@ from secondsite.model.ids import Sequence as PointSequence
 from secondsite.model.manifest import format_time, parse_time
 from secondsite.model.units import MIB, PART_DATA_MAX
 
+SESSION_PATH: Final = "/ship/v1/session"
 ITEM_PATH: Final = "/ship/v1/items/{item}"
 MISSING_PATH: Final = ITEM_PATH + "/missing"
 PART_PATH: Final = ITEM_PATH + "/parts/{digest}"

@@ -2,7 +2,7 @@
 
 Promises:
 
-- Who the peer is comes from the TLS session alone (the server puts it into the environment under a key that no
+- Who the peer is comes from the connection alone (`admission` puts it into the environment under a key that no
   header can produce); a handler sees it as `request.peer`.
 - A body is never larger than its route allows, and is read as a stream.
 - Every error leaves as `{"error": to_dict()}` with a status chosen here; an exception that nobody foresaw leaves
@@ -24,12 +24,12 @@ from urllib.parse import parse_qsl
 from secondsite.errors import InvalidInputError, NotFoundError, Retry, SecondSiteError, UnauthenticatedError
 from secondsite.model.ids import NodeId
 from secondsite.ship.body import Body, CutBodyError, TooLargeError
-from secondsite.ship.identity import PeerCertificate
+from secondsite.ship.peers import Peer
 
 log = logging.getLogger("secondsite.ship")
 
 PEER_KEY: Final = "secondsite.peer"
-"""Environment key of the verified PeerCertificate, or None."""
+"""Environment key of the checked Peer (see `admission`), or None."""
 STREAM_KEY: Final = "secondsite.stream"
 """Environment key of a callable that hands over the connection's bytes after the head. Who calls it must read the
 body to its end or close."""
@@ -70,7 +70,7 @@ STATUS: Final[Mapping[str, str]] = {
 
 @dataclass(slots=True)
 class Request:
-    """One call. `peer` is the node whose certificate the TLS session has verified, or None."""
+    """One call. `peer` is the node that the connection has proved to be, by certificate or ticket, or None."""
 
     method: str
     path: str
@@ -78,7 +78,8 @@ class Request:
     query: Mapping[str, str]
     headers: Mapping[str, str]  # names in lower case
     body: Body
-    certificate: PeerCertificate | None
+    certificate: Peer | None
+    """What the peer has shown: a certificate, or a Kerberos ticket in its place."""
     remote: str
 
     @property
@@ -88,9 +89,11 @@ class Request:
 
     @property
     def known_peer(self) -> NodeId:
-        """The node that calls; UnauthenticatedError if none has shown a certificate."""
+        """The node that calls; UnauthenticatedError if it has shown nothing."""
         if self.certificate is None:
-            raise UnauthenticatedError("this call needs a node's certificate", hint="enrol the node first")
+            raise UnauthenticatedError(
+                "this call needs a node's certificate or ticket", hint="enrol the node first"
+            )
         return self.certificate.node
 
     def json(self) -> dict[str, Any]:
@@ -185,7 +188,7 @@ class Router:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one call (WSGI)."""
-        certificate: PeerCertificate | None = environ.get(PEER_KEY)
+        certificate: Peer | None = environ.get(PEER_KEY)
         body: Body | None = None
         try:
             body = _body_of(environ)
@@ -200,11 +203,13 @@ class Router:
             environ[CLOSE_KEY]()
         return _send(response, start_response)
 
-    def _answer(self, environ: Environ, body: Body, certificate: PeerCertificate | None) -> Response:
+    def _answer(self, environ: Environ, body: Body, certificate: Peer | None) -> Response:
         method, path = str(environ["REQUEST_METHOD"]), str(environ["PATH_INFO"])
         route, params = self._find(method, path)
         if route.peer_required and certificate is None:
-            raise UnauthenticatedError("this call needs a node's certificate", hint="enrol the node first")
+            raise UnauthenticatedError(
+                "this call needs a node's certificate or ticket", hint="enrol the node first"
+            )
         body.limit = route.body_max
         if body.length is not None and body.length > route.body_max:
             raise TooLargeError("the body is too large", length=body.length, limit=route.body_max)

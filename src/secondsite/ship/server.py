@@ -4,8 +4,7 @@ Promises:
 
 - A slow or silent client costs little: connections that send nothing wait in a selector, not in a thread; the
   handshake, the request's head and the pace of its body are bounded in time; headers are bounded in size.
-- The peer's identity is read from the TLS session of the very connection, on every request, and a revoked or
-  meanwhile expired certificate is refused also on a connection that is open already.
+- The peer's identity belongs to the very connection, and is checked again on every request (see `admission`).
 - `start` returns once the port listens, `stop` returns once its threads have ended.
 - New credentials apply to new connections; those that are open go on.
 
@@ -33,15 +32,10 @@ from cheroot.ssl import Adapter
 from cheroot.wsgi import Gateway_10, Server
 
 from secondsite.errors import UnauthenticatedError, UnavailableError
-from secondsite.ship.identity import (
-    ClientCertificates,
-    Clock,
-    Credentials,
-    PeerCertificate,
-    peer_certificate,
-    utc_now,
-)
-from secondsite.ship.routing import CLOSE_KEY, PEER_KEY, STREAM_KEY, Environ, WsgiApp, error_response
+from secondsite.ship.admission import SESSION_KEY, Negotiator, checking_peers
+from secondsite.ship.identity import ClientCertificates, Clock, Credentials, peer_certificate, utc_now
+from secondsite.ship.peers import Session
+from secondsite.ship.routing import CLOSE_KEY, STREAM_KEY, WsgiApp
 
 log = logging.getLogger("secondsite.ship")
 
@@ -71,6 +65,7 @@ class HttpsServer:
 
     A long poll holds a worker: give the control plane as many threads as it has nodes, and some.
     `is_revoked` is called with a certificate's serial number on every request, so it must be quick.
+    With a `negotiator` the server asks for tickets (`Negotiate`), also from those without a certificate.
     """
 
     def __init__(
@@ -84,13 +79,15 @@ class HttpsServer:
         limits: Limits | None = None,
         is_revoked: Callable[[int], bool] | None = None,
         clock: Clock = utc_now,
+        negotiator: Negotiator | None = None,
     ) -> None:
         self._requested = address
         self._credentials = credentials
         self._verify_mode = client_certificates
         limits = limits or Limits()
-        self._server = _Server(address, _checking_peers(app, is_revoked, clock), threads, limits)
-        self._server.ssl_adapter = _Adapter(self._make_context(), limits)
+        app = checking_peers(app, is_revoked=is_revoked, clock=clock, negotiator=negotiator)
+        self._server = _Server(address, app, threads, limits)
+        self._server.ssl_adapter = _Adapter(*self._make_context(), limits)
         self._thread: threading.Thread | None = None
 
     @property
@@ -138,7 +135,7 @@ class HttpsServer:
         """Read the certificate files again (or others); new connections use them."""
         if credentials is not None:
             self._credentials = credentials
-        self._server.ssl_adapter.context = self._make_context()
+        self._server.ssl_adapter.use(*self._make_context())
 
     def __enter__(self) -> Self:
         self.start()
@@ -147,48 +144,10 @@ class HttpsServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _make_context(self) -> ssl.SSLContext:
+    def _make_context(self) -> tuple[ssl.SSLContext, bytes]:
         context = self._credentials.server_context(self._verify_mode)
         context.sslsocket_class = _Socket
-        return context
-
-
-def _checking_peers(app: WsgiApp, is_revoked: Callable[[int], bool] | None, clock: Clock) -> WsgiApp:
-    """Return `app` behind a check of the peer's certificate that TLS did at the handshake only, or not at all."""
-
-    def checked(environ: Environ, start_response: Any) -> Any:
-        try:
-            environ[PEER_KEY] = _checked_peer(environ[PEER_KEY], is_revoked, clock)
-        except UnauthenticatedError as error:
-            environ[CLOSE_KEY]()
-            refusal = error_response(error)
-
-            def refuse(_environ: Environ, start: Any) -> Any:
-                start(refusal.status, [("Content-Type", refusal.content_type)])
-                return [refusal.body]
-
-            return refuse(environ, start_response)
-        return app(environ, start_response)
-
-    return checked
-
-
-def _checked_peer(
-    certificate: PeerCertificate | UnauthenticatedError | None,
-    is_revoked: Callable[[int], bool] | None,
-    clock: Clock,
-) -> PeerCertificate | None:
-    if isinstance(certificate, UnauthenticatedError):
-        raise certificate
-    if certificate is None:
-        return None
-    if certificate.not_after <= clock():
-        raise UnauthenticatedError("the certificate has expired meanwhile", node=certificate.node)
-    if is_revoked is not None and is_revoked(certificate.serial):
-        raise UnauthenticatedError(
-            "the certificate is revoked", hint="enrol the node again", node=certificate.node
-        )
-    return certificate
+        return context, self._credentials.der
 
 
 # -- cheroot, bounded ---------------------------------------------------------------------------------------
@@ -198,6 +157,7 @@ class _Socket(ssl.SSLSocket):
     """A TLS socket whose reads are bounded: by a deadline for the head, by a pace for the body."""
 
     limits = Limits()
+    own_certificate = b""
     deadline: float | None = None
     _waited = 0.0
     _got = 0
@@ -241,18 +201,26 @@ class _Socket(ssl.SSLSocket):
 class _Adapter(Adapter):
     """Wraps accepted sockets without the handshake, which the worker does."""
 
-    def __init__(self, context: ssl.SSLContext, limits: Limits) -> None:
+    def __init__(self, context: ssl.SSLContext, own_certificate: bytes, limits: Limits) -> None:
         # The base class wants file names and checks nothing; the context holds what they would name.
         super().__init__("", "")
-        self.context = context
+        self.use(context, own_certificate)
         self._limits = limits
+
+    def use(self, context: ssl.SSLContext, own_certificate: bytes) -> None:
+        self._using = (
+            context,
+            own_certificate,
+        )  # together: a connection is bound to the one that it was opened with
 
     def bind(self, sock: socket.socket) -> socket.socket:
         return sock
 
     def wrap(self, sock: socket.socket) -> tuple[_Socket, dict[str, str]]:
-        wrapped = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        context, own_certificate = self._using
+        wrapped = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         assert isinstance(wrapped, _Socket)
+        wrapped.own_certificate = own_certificate
         wrapped.limits = self._limits
         return wrapped, self.get_environ()
 
@@ -268,7 +236,7 @@ class _Connection(HTTPConnection):
 
     rbufsize = 64 << 10
     admitted = False
-    peer: PeerCertificate | UnauthenticatedError | None = None
+    session = Session()  # of a connection without a handshake; nothing is ever written into this one
     _shaken = False
 
     def communicate(self) -> bool:
@@ -288,11 +256,12 @@ class _Connection(HTTPConnection):
             _linger(sock)
             return False
         self._shaken = True
+        self.session = Session(sock.own_certificate)
         if der is not None:
             try:
-                self.peer = peer_certificate(der)
+                self.session.peer = peer_certificate(der)
             except UnauthenticatedError as error:
-                self.peer = error
+                self.session.peer = error
         return True
 
 
@@ -345,7 +314,7 @@ class _Gateway(Gateway_10):
         connection: _Connection = self.req.conn
         connection.socket.begin_body()
         environ: dict[str, Any] = super().get_environ()  # type: ignore[no-untyped-call]
-        environ[PEER_KEY] = connection.peer
+        environ[SESSION_KEY] = connection.session
         environ[STREAM_KEY] = self._take_stream
         environ[CLOSE_KEY] = self._close
         return environ

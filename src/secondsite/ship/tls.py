@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from secondsite.durable import write_atomic
 from secondsite.errors import CorruptError, UnauthenticatedError
 from secondsite.model.ids import NodeId
@@ -17,6 +19,7 @@ from secondsite.ship.certificates import load_certificate, node_id_of, save_priv
 class ClientCertificates:
     """Whether a server asks for certificates of its clients."""
 
+    NONE: Final = ssl.CERT_NONE
     REQUIRED: Final = ssl.CERT_REQUIRED
     OPTIONAL: Final = ssl.CERT_OPTIONAL
 
@@ -43,6 +46,11 @@ class Credentials:
     def node(self) -> NodeId:
         """The node that these credentials speak for."""
         return node_id_of(self.cert_file.read_bytes())
+
+    @property
+    def der(self) -> bytes:
+        """The certificate in its DER form."""
+        return load_certificate(self.cert_file.read_bytes()).public_bytes(Encoding.DER)
 
     @property
     def not_after(self) -> datetime:
