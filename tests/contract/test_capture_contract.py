@@ -81,6 +81,8 @@ def ticking() -> Callable[[], datetime]:
         "fake",
         pytest.param("running", marks=pytest.mark.integration),
         pytest.param("off", marks=pytest.mark.integration),
+        pytest.param("running, raw", marks=pytest.mark.integration),
+        pytest.param("running, mixed", marks=pytest.mark.integration),
     ]
 )
 def rig(request: pytest.FixtureRequest, short_path: Path) -> Iterator[Rig]:
@@ -88,9 +90,13 @@ def rig(request: pytest.FixtureRequest, short_path: Path) -> Iterator[Rig]:
         yield FakeRig()
         return
     hypervisor: Hypervisor = request.getfixturevalue("hypervisor")
-    machine = TrackedMachine(hypervisor, short_path, f"contract-{next(_numbers)}", SIZES)
+    formats = {
+        "running, raw": {VDA: "raw", VDB: "raw"},
+        "running, mixed": {VDA: "qcow2", VDB: "raw"},
+    }.get(request.param)
+    machine = TrackedMachine(hypervisor, short_path, f"contract-{next(_numbers)}", SIZES, formats=formats)
     try:
-        if request.param == "running":
+        if request.param.startswith("running"):
             machine.start()
             yield LibvirtRig(LibvirtCapture, machine, machine.scratch)
         else:

@@ -12,10 +12,8 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import libvirt
 import pytest
 
 from secondsite.capture.bitmaps import add_bitmap, image_info
@@ -36,6 +34,7 @@ from secondsite.lab.hypervisor import Hypervisor
 from secondsite.libvirt_connection import Keepalive
 from secondsite.model.ids import DiskKey
 from secondsite.model.units import GIB, KIB, MIB
+from support.capture_sites import Site, assert_same, has_no_job, snapshot_disk_only
 from support.patience import wait_until
 from support.replicas import Replica
 from support.tracked_machines import TrackedMachine
@@ -46,40 +45,11 @@ SIZES = {VDA: 16 * MIB, VDB: 4 * MIB + 512}
 _names = (f"capture-{number}" for number in itertools.count())
 
 
-@dataclass
-class Site:
-    """A machine with two disks, its hypervisor and a folder."""
-
-    hypervisor: Hypervisor
-    machine: TrackedMachine
-    folder: Path
-
-    @property
-    def scratch(self) -> Path:
-        return self.machine.scratch
-
-    def capture(self) -> Capture:
-        return capture_for(self.hypervisor.uri, self.machine.name, SIZES, self.scratch)
-
-    def running(self) -> LibvirtCapture:
-        return LibvirtCapture(self.hypervisor.uri, self.machine.name, SIZES, self.scratch)
-
-    def kill(self) -> None:
-        """kill -9 of the machine's QEMU; returns when libvirt has noticed."""
-        (guest,) = [
-            process
-            for process in self.hypervisor.guests()
-            if any(f"guest={self.machine.name}," in word for word in process.command_line)
-        ]
-        os.kill(guest.pid, signal.SIGKILL)
-        wait_until(lambda: not self.machine.domain.isActive())
-
-
 @pytest.fixture
 def site(hypervisor: Hypervisor, short_path: Path) -> Iterator[Site]:
     machine = TrackedMachine(hypervisor, short_path, next(_names), SIZES)
     try:
-        yield Site(hypervisor, machine, short_path)
+        yield Site(hypervisor, machine, short_path, SIZES)
     finally:
         machine.remove()
 
@@ -89,12 +59,6 @@ def replica(tmp_path: Path) -> Iterator[Replica]:
     replica = Replica(SIZES, tmp_path)
     yield replica
     replica.close()
-
-
-def assert_same(site: Site, replica: Replica) -> None:
-    """The shut-off machine's disks are what the replica holds."""
-    for key, image in replica.images.items():
-        assert site.machine.content(key, site.folder) == image, key
 
 
 # -- cycles ------------------------------------------------------------------------------------------------
@@ -268,15 +232,10 @@ def test_an_administrators_external_snapshot_does_not_hide_changes(site: Site, r
     site.machine.start()
     replica.cycle(site.capture())
     site.machine.write(VDA, 0, b"a" * (4 * KIB))
-    overlays = {key: site.scratch / f"over-{key}.qcow2" for key in SIZES}
-    disks = "".join(f"<disk name='{key}'><source file='{path}'/></disk>" for key, path in overlays.items())
-    site.machine.domain.snapshotCreateXML(
-        f"<domainsnapshot><name>admin</name><disks>{disks}</disks></domainsnapshot>",
-        libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA,
-    )
+    snapshot_disk_only(site, SIZES)
     site.machine.write(VDA, MIB, b"b" * (4 * KIB))
     site.machine.stop()
-    site.machine.images = overlays
+    site.machine.images = {key: site.scratch / f"over-{key}.qcow2" for key in SIZES}
     replica.cycle(site.capture())  # shut off: the changes are in two layers' bitmaps
     assert not replica.compared
     assert replica.shipped == {VDA: 8 * KIB, VDB: 0}
@@ -368,7 +327,7 @@ def test_what_a_killed_process_left_is_tidied_without_a_snapshot(site: Site, aft
     assert list(site.scratch.iterdir())
     site.capture().tidy()
     assert list(site.scratch.iterdir()) == []
-    assert _has_no_job(site.machine.domain)
+    assert has_no_job(site.machine.domain)
     with site.capture().snapshot(since="ss-1", new="ss-3") as snapshot:
         assert list(snapshot.disks[VDA].changed()) == [Extent(0, 4 * MIB)]
 
@@ -401,16 +360,8 @@ def test_somebody_elses_backup_job_is_left_alone(site: Site) -> None:
     site.running().tidy()
     assert site.machine.domain.backupGetXMLDesc(0)
     site.machine.domain.abortJob()
-    wait_until(lambda: _has_no_job(site.machine.domain))
+    wait_until(lambda: has_no_job(site.machine.domain))
     site.running().snapshot(since=None, new="ss-1").close()
-
-
-def _has_no_job(domain: libvirt.virDomain) -> bool:
-    try:
-        domain.backupGetXMLDesc(0)
-    except libvirt.libvirtError:
-        return True
-    return False
 
 
 def test_somebody_elses_checkpoints_survive_forget(site: Site) -> None:
@@ -521,7 +472,7 @@ def test_a_snapshot_is_not_begun_without_scratch_space(site: Site) -> None:
     )
     with pytest.raises(NoSpaceError):
         capture.snapshot(since=None, new="ss-1")
-    assert _has_no_job(site.machine.domain)
+    assert has_no_job(site.machine.domain)
 
 
 def test_a_snapshot_is_given_up_when_scratch_space_runs_low(site: Site) -> None:
@@ -532,7 +483,7 @@ def test_a_snapshot_is_given_up_when_scratch_space_runs_low(site: Site) -> None:
     reader = snapshot.disks[VDA].read([(0, 16 * MIB)])
     next(reader)
     snapshot.closer.__self__._watch._reserve = 1 << 60  # type: ignore[attr-defined]  as if the file system had filled
-    wait_until(lambda: _has_no_job(site.machine.domain))
+    wait_until(lambda: has_no_job(site.machine.domain))
     with pytest.raises(NoSpaceError):
         list(reader)
     snapshot.close()
@@ -543,12 +494,13 @@ def test_a_snapshot_is_given_up_when_scratch_space_runs_low(site: Site) -> None:
 # -- what cannot be tracked --------------------------------------------------------------------------------
 
 
-def test_a_raw_disk_is_refused_by_name_and_others_do_not_matter(
+def test_a_disk_that_cannot_be_replicated_is_refused_by_name_and_others_do_not_matter(
     hypervisor: Hypervisor, short_path: Path
 ) -> None:
-    raw = short_path / "raw.img"
-    raw.write_bytes(bytes(MIB))
-    more = f"""<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{raw}'/>
+    odd = short_path / "odd.vmdk"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "vmdk", odd, "1M"], check=True)
+    hypervisor.own(odd)
+    more = f"""<disk type='file' device='disk'><driver name='qemu' type='vmdk'/><source file='{odd}'/>
     <target dev='vdc' bus='virtio'/></disk><disk type='file' device='cdrom'><target dev='sda' bus='sata'/></disk>"""
     machine = TrackedMachine(hypervisor, short_path, next(_names), SIZES, more)
     try:

@@ -18,7 +18,10 @@ from secondsite.model.ids import DiskKey
 
 
 class TrackedMachine:
-    """A domain with qcow2 disks; its images lie in `folder`, and `scratch` is a folder there that QEMU may write to."""
+    """A domain with disks; its images lie in `folder`, and `scratch` is a folder there that QEMU may write to.
+
+    formats: "qcow2" (the default), "raw", or "block": a raw block device, which is a loop device.
+    """
 
     def __init__(
         self,
@@ -28,13 +31,24 @@ class TrackedMachine:
         disks: Mapping[DiskKey, int],
         more_devices: str = "",
         options: str = "compat=1.1",
+        formats: Mapping[DiskKey, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.name = name
-        self.images = {key: folder / f"{name}-{key}.qcow2" for key in disks}
+        self.kinds = {key: (formats or {}).get(key, "qcow2") for key in disks}
+        self.images: dict[DiskKey, Path] = {}
         for key, size in disks.items():
-            _run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, str(self.images[key]), str(size))
-            hypervisor.own(self.images[key])
+            if self.kinds[key] == "qcow2":
+                image = folder / f"{name}-{key}.qcow2"
+                _run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, str(image), str(size))
+            else:
+                image = folder / f"{name}-{key}.raw"
+                with image.open("wb") as file:
+                    file.truncate(size)
+            if self.kinds[key] == "block":
+                image = Path(_run("losetup", "--find", "--show", str(image)).strip())
+            self.images[key] = image
+            hypervisor.own(image)
         self.scratch = folder / "s"
         self.scratch.mkdir(exist_ok=True)
         hypervisor.own(self.scratch)
@@ -42,14 +56,21 @@ class TrackedMachine:
         self.domain = self.connection.defineXML(self._xml(more_devices))
 
     def _xml(self, more_devices: str) -> str:
-        disks = "".join(
-            f"""<disk type='file' device='disk'><driver name='qemu' type='qcow2' discard='unmap'/>
-            <source file='{path}'/><target dev='{key}' bus='virtio'/><alias name='ua-{key}'/></disk>"""
-            for key, path in self.images.items()
-        )
+        disks = "".join(self._disk_xml(key, path) for key, path in self.images.items())
         return f"""<domain type='qemu'><name>{self.name}</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
         <os><type arch='x86_64' machine='q35'>hvm</type></os>
         <devices>{disks}{more_devices}<memballoon model='none'/></devices></domain>"""
+
+    def _disk_xml(self, key: DiskKey, path: Path) -> str:
+        block = self.kinds[key] == "block"
+        kind, attribute = ("block", "dev") if block else ("file", "file")
+        return f"""<disk type='{kind}' device='disk'>
+            <driver name='qemu' type='{self.format_of(key)}' discard='unmap'/><source {attribute}='{path}'/>
+            <target dev='{key}' bus='virtio'/><alias name='ua-{key}'/></disk>"""
+
+    def format_of(self, key: DiskKey) -> str:
+        """The format of the disk's image."""
+        return "qcow2" if self.kinds[key] == "qcow2" else "raw"
 
     def reconnect(self, hypervisor: Hypervisor) -> None:
         """Find the machine again after libvirtd was started anew."""
@@ -69,8 +90,16 @@ class TrackedMachine:
 
     def remove(self) -> None:
         """Shut it off and forget it."""
-        self.stop()
-        self.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+        try:
+            self.stop()
+            self.domain.undefineFlags(
+                libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+                | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            )
+        finally:
+            for key, kind in self.kinds.items():
+                if kind == "block":
+                    _run("losetup", "--detach", str(self.images[key]))
 
     # -- what its guest does -----------------------------------------------------------------------------------
 
@@ -96,16 +125,18 @@ class TrackedMachine:
                 assert "rror" not in said, said
             return
         arguments = [argument for command in commands for argument in ("-c", command)]
-        _run("qemu-io", "-f", "qcow2", *arguments, str(self.images[disk]))
+        _run("qemu-io", "-f", self.format_of(disk), *arguments, str(self.images[disk]))
 
     def content(self, disk: DiskKey, folder: Path) -> bytes:
         """Return what a shut-off machine's disk holds, read by somebody else than us."""
         raw = folder / f"{disk}.raw"
-        _run("qemu-img", "convert", "-U", "-O", "raw", str(self.images[disk]), str(raw))
+        form = self.format_of(disk)
+        _run("qemu-img", "convert", "-U", "-f", form, "-O", "raw", str(self.images[disk]), str(raw))
         return raw.read_bytes()
 
 
-def _run(*command: str) -> None:
+def _run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "rror" not in done.stdout, done.stdout
+    return done.stdout

@@ -1,5 +1,7 @@
 """Persistent dirty bitmaps of qcow2 images that no machine has open, through qemu-img.
 
+An image's format is always named, never guessed: a guest may write what it likes into a raw disk, also a header.
+
 A bitmap that QEMU could not store (it was killed) is missing or marked "in use": then nobody knows what changed.
 libvirt keeps every bitmap recording until its checkpoint is deleted, so one that does not record ("auto") was
 tampered with, and is as good as lost.
@@ -8,6 +10,7 @@ tampered with, and is as good as lost.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,8 @@ from typing import Any, Final
 from secondsite.capture.port import is_ours
 from secondsite.errors import ConflictError, NotFoundError, UnavailableError, UnsupportedError
 
+QCOW2: Final = "qcow2"
+RAW: Final = "raw"
 _TIMEOUT_S: Final = 60.0
 _OLD_QCOW2: Final = "qcow2 v2 files"
 """In the message that QEMU and qemu-img give for an image that cannot keep bitmaps."""
@@ -26,7 +31,10 @@ _OLD_QCOW2_HINT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What qemu-img says of one layer. `bitmaps` maps names to flags; `backing` is the next layer if it is a file."""
+    """What one layer is. `bitmaps` maps names to flags; `backing` is the next layer if it is a file.
+
+    backing_format: as the header names it; None if it names none (then QEMU guesses, and so do we).
+    """
 
     path: Path
     format: str
@@ -34,6 +42,7 @@ class ImageInfo:
     bitmaps: dict[str, frozenset[str]]
     backing: Path | None
     has_backing: bool
+    backing_format: str | None = None
 
     def is_tracking(self, bitmap: str) -> bool:
         """Whether the bitmap is whole and records."""
@@ -41,17 +50,20 @@ class ImageInfo:
         return flags is not None and "in-use" not in flags and "auto" in flags
 
 
-def image_info(path: Path) -> ImageInfo:
-    """Read an image's header; it may be in use.
+def image_info(path: Path, image_format: str | None = QCOW2) -> ImageInfo:
+    """Read an image's header; it may be in use. `image_format` None: guess it.
 
     Raises:
         NotFoundError: no such file.
-        UnavailableError: qemu-img cannot read it.
+        UnavailableError: qemu-img cannot read it, or it is of another format.
     """
     if not path.exists():
         raise NotFoundError(f"no such image: {path}", path=str(path))
+    if image_format == RAW:
+        return ImageInfo(path, RAW, raw_size(path), {}, None, has_backing=False)
+    form = [] if image_format is None else ["-f", image_format]
     document: dict[str, Any] = json.loads(
-        _qemu_img("info", "--force-share", "--output=json", str(path.absolute()))
+        _qemu_img("info", "--force-share", *form, "--output=json", str(path.absolute()))
     )
     specific = document.get("format-specific", {}).get("data", {})
     backing = document.get("full-backing-filename") or document.get("backing-filename")
@@ -65,7 +77,22 @@ def image_info(path: Path) -> ImageInfo:
         bitmaps={entry["name"]: frozenset(entry["flags"]) for entry in specific.get("bitmaps") or []},
         backing=file,
         has_backing=backing is not None,
+        backing_format=document.get("backing-filename-format"),
     )
+
+
+def raw_size(path: Path) -> int:
+    """Return the size of a raw image in bytes: a file's, or a block device's, which `stat` does not tell."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no such image: {path}", path=str(path)) from error
+    except OSError as error:
+        raise UnavailableError(f"{path} cannot be opened: {error.strerror}", path=str(path)) from error
+    try:
+        return os.lseek(descriptor, 0, os.SEEK_END)
+    finally:
+        os.close(descriptor)
 
 
 def add_bitmap(image: Path, name: str) -> None:
@@ -75,8 +102,8 @@ def add_bitmap(image: Path, name: str) -> None:
         UnsupportedError: the image is no qcow2 of version 3.
         ConflictError: the image is open elsewhere, or a broken bitmap of this name exists.
     """
-    info = image_info(image)
-    if info.format != "qcow2":
+    info = image_info(image, None)
+    if info.format != QCOW2:
         raise UnsupportedError(f"{image.name} is {info.format}: only qcow2 keeps bitmaps", path=str(image))
     if name in info.bitmaps:
         if info.is_tracking(name):

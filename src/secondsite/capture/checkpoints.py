@@ -15,6 +15,7 @@ from typing import Any, Final
 import libvirt
 
 from secondsite.capture.bitmaps import image_info, our_bitmaps, remove_bitmap
+from secondsite.capture.live_bitmaps import LiveBitmaps
 from secondsite.capture.machine import Machine, is_active, libvirt_errors
 from secondsite.capture.port import check_checkpoint_name, is_ours
 from secondsite.errors import ConflictError, TrackingLostError, UnavailableError
@@ -31,15 +32,18 @@ def _now() -> datetime:
 
 
 def adopt_checkpoint(machine: Machine, name: str, now: Callable[[], datetime] = _now) -> None:
-    """Tell libvirt of bitmaps called `name` that all disks carry already, so that a snapshot may begin `since` it.
+    """Tell libvirt of bitmaps called `name` that the disks carry already, so that a snapshot may begin `since` it.
 
-    Works on a machine that is shut off or runs. One that libvirt knows already is kept.
+    Works on a machine that is shut off or runs. One that libvirt knows already is kept. Disks that keep no bitmaps are
+    none of its business; without any other there is nothing to tell.
 
     Raises:
         TrackingLostError: a running machine's disk has no such bitmap.
     """
     check_checkpoint_name(name)
     domain = machine.domain()
+    if not any(disk.keeps_bitmaps for disk in machine.disks(domain).values()):
+        return
     if find_checkpoint(domain, name) is not None:
         return
     root = ET.Element("domaincheckpoint")
@@ -59,11 +63,11 @@ def adopt_checkpoint(machine: Machine, name: str, now: Callable[[], datetime] = 
 
 
 def disks_element(machine: Machine, domain: Any, bitmap: str | None = None) -> ET.Element:
-    """Return the <disks> of a checkpoint over our disks, and of none of the others."""
+    """Return the <disks> of a checkpoint over those of our disks that keep bitmaps, and of none of the others."""
     element = ET.Element("disks")
-    for key in machine.keys:
-        disk = ET.SubElement(element, "disk", name=key, checkpoint="bitmap")
-        if bitmap is not None:
+    for key, found in machine.disks(domain).items():
+        disk = ET.SubElement(element, "disk", name=key, checkpoint="bitmap" if found.keeps_bitmaps else "no")
+        if bitmap is not None and found.keeps_bitmaps:
             disk.set("bitmap", bitmap)
     for other in machine.other_disks(domain):
         ET.SubElement(element, "disk", name=other, checkpoint="no")
@@ -95,13 +99,16 @@ def require_checkpoint(domain: Any, name: str, keys: Collection[DiskKey]) -> Non
 
 
 def forget_checkpoints(machine: Machine, keep: Collection[str]) -> None:
-    """Drop all checkpoints of ours but those in `keep`, broken or not, whether the machine runs or not."""
+    """Drop all checkpoints and bitmaps of ours but those in `keep`, broken or not, whether the machine runs or not."""
     domain = machine.domain()
     active = is_active(domain)
     if not active:
         # First, so that a machine that starts meanwhile still has the metadata to delete the rest by.
         for disk in machine.present_disks(domain):
-            _remove_bitmaps(disk.path, keep)
+            if disk.keeps_bitmaps:
+                _remove_bitmaps(disk.path, keep)
+    else:
+        LiveBitmaps(domain).forget(keep)
     with libvirt_errors(f"cannot list the checkpoints of {machine.name}"):
         # Parents first: the oldest has nothing to merge its bitmap into, so deleting it costs least.
         checkpoints = domain.listAllCheckpoints(libvirt.VIR_DOMAIN_CHECKPOINT_LIST_TOPOLOGICAL)

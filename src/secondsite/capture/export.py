@@ -50,7 +50,9 @@ class Checks:
 
 
 class ExportDisk:
-    """`SnapshotDisk` over one export. With `bitmap` only what it marks (or `also`, in bytes) counts as changed."""
+    """`SnapshotDisk` over one export. With `bitmap` only what it marks (or `also`, in bytes) counts as changed; with
+    `only` nothing but these ranges, in bytes.
+    """
 
     def __init__(
         self,
@@ -59,15 +61,17 @@ class ExportDisk:
         *,
         bitmap: str | None = None,
         also: Runs | None = None,
+        only: Runs | None = None,
         checks: Checks | None = None,
     ) -> None:
         self._socket = socket
         self._bitmap = None if bitmap is None else BITMAP_PREFIX + bitmap
         self._also = also
+        self._only = only
         self._checks = checks or Checks()
         self._connection: Any = nbd.NBD()
         self._finished = False
-        self.whole = bitmap is None
+        self.whole = bitmap is None and only is None
         try:
             self._connect(export)
             self.size = int(self._handle.get_size())
@@ -101,13 +105,15 @@ class ExportDisk:
         contexts = [ALLOCATION] if self._bitmap is None else [ALLOCATION, self._bitmap]
         marked = self._marked(contexts)
         zero = marked[ALLOCATION]
-        if self._bitmap is None:
-            dirty = np.array([[0, self.size]], np.int64)
+        everything = np.array([[0, self.size]], np.int64)
+        if self._only is not None:
+            dirty = intersect(self._only, everything)
+        elif self._bitmap is None:
+            dirty = everything
         else:
             dirty = marked[self._bitmap]
             if self._also is not None:
-                inside = intersect(self._also, np.array([[0, self.size]], np.int64))
-                dirty = merge(np.concatenate((dirty, inside)))
+                dirty = merge(np.concatenate((dirty, intersect(self._also, everything))))
         holes = intersect(dirty, zero)
         data = intersect(dirty, complement(zero, self.size))
         runs = np.concatenate((holes, data))

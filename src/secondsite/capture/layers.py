@@ -6,7 +6,9 @@ time. Whoever reads so compares `mark` before and after: it changes with every w
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +17,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from secondsite import processes
-from secondsite.capture.bitmaps import ImageInfo, image_info
-from secondsite.errors import NotFoundError
+from secondsite.capture.bitmaps import QCOW2, ImageInfo, image_info, raw_size
+from secondsite.errors import NotFoundError, UnavailableError
 from secondsite.nbd.qemu_nbd import ImageServer
 
 _FOLDER_PREFIX: Final = "ss-off-"
@@ -24,7 +26,12 @@ _STOP_TIMEOUT_S: Final = 10.0
 
 
 class Mark(NamedTuple):
-    """Differs when a file was written or replaced."""
+    """Differs when a file was written or replaced.
+
+    Of a block device, which has no time of writing, it is the kernel's count of what was written to it since it
+    came into being, after what is in the page cache was written out. It holds for a reader's time, not across a
+    restart of the host, after which the count begins anew.
+    """
 
     device: int
     inode: int
@@ -54,17 +61,34 @@ def mark_of(path: Path) -> Mark:
         status = path.stat()
     except FileNotFoundError as error:
         raise NotFoundError(f"no such image: {path}", path=str(path)) from error
+    if stat.S_ISBLK(status.st_mode):
+        return _device_mark(path, status.st_rdev)
     return Mark(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def layers_of(path: Path) -> list[Layer]:
+def _device_mark(path: Path, number: int) -> Mark:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)  # what lies in the page cache is not counted yet
+        finally:
+            os.close(descriptor)
+        counts = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat").read_text().split()
+    except OSError as error:
+        raise UnavailableError(f"{path} cannot be looked at: {error.strerror}", path=str(path)) from error
+    # Documentation/block/stat: sectors written and discarded. Not the requests: a flush, as above, counts as one.
+    return Mark(number, 0, raw_size(path), int(counts[6]), int(counts[13]) if len(counts) > 13 else 0)
+
+
+def layers_of(path: Path, image_format: str = QCOW2) -> list[Layer]:
     """Return the layers that are files, from the active one down. A view of a journal below is no file."""
     layers = []
     following: Path | None = path
+    following_format: str | None = image_format
     while following is not None:
         mark = mark_of(following)
-        layers.append(Layer(image_info(following), mark))
-        following = layers[-1].info.backing
+        layers.append(Layer(image_info(following, following_format), mark))
+        following, following_format = layers[-1].info.backing, layers[-1].info.backing_format
     return layers
 
 

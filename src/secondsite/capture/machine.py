@@ -16,7 +16,7 @@ from uuid import UUID
 
 import libvirt
 
-from secondsite.capture.bitmaps import unsupported_image
+from secondsite.capture.bitmaps import QCOW2, RAW, unsupported_image
 from secondsite.capture.port import LIBVIRT_FORMAT
 from secondsite.errors import (
     NotFoundError,
@@ -28,6 +28,7 @@ from secondsite.errors import (
 from secondsite.libvirt_connection import KEEPALIVE, Keepalive, connect
 from secondsite.model.ids import DiskKey
 from secondsite.model.manifest import VmDefinition
+from secondsite.model.units import SECTOR
 
 NO_BACKUP_JOB: Final = libvirt.VIR_ERR_NO_DOMAIN_BACKUP
 _TRACKING_LOST: Final = frozenset(
@@ -41,15 +42,32 @@ _UNSUPPORTED: Final = frozenset(
         libvirt.VIR_ERR_NO_SUPPORT,
     }
 )
-_QCOW2_HINT: Final = "shut the machine down and convert the disk: qemu-img convert -O qcow2; only qcow2 keeps track of changes for now"
+_FORMATS_HINT: Final = "qcow2 files, raw files and raw block devices are replicated: exclude the disk, or convert it with qemu-img convert"
+
+
+class DiskGoneError(NotFoundError):
+    """A protected disk is no longer part of its machine."""
+
+    code = "disk_gone"
+    default_hint = "attach it again, or disable the item and protect the machine without the disk"
 
 
 @dataclass(frozen=True, slots=True)
 class MachineDisk:
-    """A disk that can be tracked: a qcow2 file. `path` is its active layer."""
+    """A disk that can be tracked. `path` is its active layer, and `format` that layer's.
+
+    index: libvirt's number of the layer while the machine runs: QEMU's node is called by it.
+    """
 
     key: DiskKey
     path: Path
+    format: str = QCOW2
+    index: int | None = None
+
+    @property
+    def keeps_bitmaps(self) -> bool:
+        """Whether its image holds bitmaps, so that tracking outlives QEMU."""
+        return self.format == QCOW2
 
 
 class Machine:
@@ -103,7 +121,7 @@ class Machine:
         """Return the disks as they are now.
 
         Raises:
-            NotFoundError: the machine has no such disk.
+            DiskGoneError: the machine has no such disk any more.
             UnsupportedError: its changes cannot be tracked; names the disk.
         """
         return self._read_disks(domain, self.keys)
@@ -119,8 +137,8 @@ class Machine:
         disks = {}
         for key in keys:
             if key not in found:
-                raise NotFoundError(f"{self.name} has no disk {key}", disk=key)
-            disks[key] = MachineDisk(key, _tracked_path(key, found[key]))
+                raise DiskGoneError(f"{self.name} has no disk {key}", disk=key)
+            disks[key] = _tracked_disk(key, found[key])
         return disks
 
     def present_disks(self, domain: Any) -> list[MachineDisk]:
@@ -141,26 +159,42 @@ class Machine:
         return [target for target in targets if target not in self.keys]
 
 
+def require_sectors(key: DiskKey, size: int) -> None:
+    """Raise UnsupportedError if a raw image ends within a sector: what the guest sees of it differs then."""
+    if size % SECTOR:
+        raise UnsupportedError(
+            f"disk {key} has {size} bytes, which is no multiple of {SECTOR}",
+            disk=key,
+            hint="shut the machine down and bring the image to whole sectors: truncate -s %512 IMAGE",
+        )
+
+
 def is_active(domain: Any) -> bool:
     """Whether the machine holds its disks open."""
     with libvirt_errors("cannot read the machine's state"):
         return bool(domain.isActive())
 
 
-def _tracked_path(key: DiskKey, element: ET.Element) -> Path:
+def _tracked_disk(key: DiskKey, element: ET.Element) -> MachineDisk:
     source, driver = element.find("source"), element.find("driver")
     kind = element.get("type")
     image_format = None if driver is None else driver.get("type")
-    file = None if source is None else source.get("file")
+    file = None if source is None else source.get({"file": "file", "block": "dev"}.get(str(kind), ""))
     if element.get("device", "disk") != "disk":
         raise UnsupportedError(
             f"{key} is no disk but a {element.get('device')}", disk=key, hint="leave it out"
         )
-    if kind != "file" or file is None:
-        raise UnsupportedError(f"disk {key} is of type {kind!r}, not a file", disk=key, hint=_QCOW2_HINT)
-    if image_format != "qcow2":
-        raise UnsupportedError(f"disk {key} has the format {image_format!r}", disk=key, hint=_QCOW2_HINT)
-    return Path(file)
+    if file is None:
+        raise UnsupportedError(
+            f"disk {key} is of type {kind!r}, neither a file nor a block device", disk=key, hint=_FORMATS_HINT
+        )
+    if image_format not in {QCOW2, RAW} or (kind == "block" and image_format != RAW):
+        where = " on a block device" if kind == "block" else ""
+        raise UnsupportedError(
+            f"disk {key} has the format {image_format!r}{where}", disk=key, hint=_FORMATS_HINT
+        )
+    index = "" if source is None else source.get("index", "")
+    return MachineDisk(key, Path(file), image_format, int(index) if index.isdigit() else None)
 
 
 @contextmanager

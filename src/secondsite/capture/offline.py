@@ -1,5 +1,9 @@
 """Change tracking of a shut-off machine: the bitmaps in its qcow2 images, read through qemu-nbd.
 
+A raw image holds no bitmap. Of raw files the checkpoint's name carries their marks (size, times), so that the next snapshot
+knows that they were not written since; if they were, or might have been, it is a TrackingLostError. Of a block device no
+such mark is worth anything: its snapshots have the checkpoint "", so they compare each time.
+
 Nothing changes while a machine is off, so a snapshot makes no new checkpoint: `Snapshot.checkpoint` is the `since` that
 it was given, whose bitmap goes on recording when the machine runs again; what it names once more is dropped by the
 digest table. With `since=None` a bitmap `new` is added to every image and made known to libvirt first, so that the next
@@ -20,15 +24,16 @@ from typing import Any
 
 import numpy as np
 
+from secondsite.capture import raw_marks
 from secondsite.capture.bitmaps import add_bitmap
 from secondsite.capture.checkpoints import adopt_checkpoint, forget_checkpoints
 from secondsite.capture.export import Checks, ExportDisk
 from secondsite.capture.jobs import JOB_END_TIMEOUT_S
 from secondsite.capture.layers import Layer, SharingServer, end_leftover_servers, layers_of, server_folder
 from secondsite.capture.leftovers import end_leftovers
-from secondsite.capture.machine import Machine, is_active
+from secondsite.capture.machine import Machine, is_active, require_sectors
 from secondsite.capture.port import Snapshot, SnapshotDisk, check_checkpoint_name
-from secondsite.capture.runs import Runs, merge
+from secondsite.capture.runs import Runs, merge, no_runs
 from secondsite.errors import ConflictError, TrackingLostError, UnavailableError
 from secondsite.model.ids import DiskKey
 
@@ -59,15 +64,21 @@ class OfflineCapture:
         machine = self._machine
         domain = machine.domain()
         _require_off(machine, domain)
-        paths = {key: disk.path for key, disk in machine.disks(domain).items()}
+        found = machine.disks(domain)
+        paths = {key: disk.path for key, disk in found.items() if disk.keeps_bitmaps}
+        plain = [disk for disk in found.values() if not disk.keeps_bitmaps]
         if since is None:
-            self._begin_tracking(paths, new)
+            checkpoint = raw_marks.checkpoint(new, plain)
+            self._begin_tracking(paths, checkpoint or new)
         else:
-            check_checkpoint_name(since)
+            checkpoint = check_checkpoint_name(since)
         instant = self._clock()
-        chains = {key: layers_of(path) for key, path in paths.items()}
+        chains = {key: layers_of(disk.path, disk.format) for key, disk in found.items()}
+        for disk in plain:
+            require_sectors(disk.key, chains[disk.key][0].info.size)
         if since is not None:
-            self._require_tracking(chains, since)
+            self._require_tracking({key: chains[key] for key in paths}, since)
+            raw_marks.require(since, plain)
         definition = machine.definition(domain)
 
         def verify() -> None:
@@ -81,9 +92,11 @@ class OfflineCapture:
             disks: dict[DiskKey, SnapshotDisk] = {}
             folder = stack.enter_context(server_folder(self._scratch))
             for key, layers in chains.items():
-                disks[key] = _open(stack, folder, key, layers, since, Checks(verify=verify))
+                known = since if key in paths else None
+                only = no_runs() if since is not None and known is None else None
+                disks[key] = _open(stack, folder, key, layers, known, Checks(verify=verify), only)
             held = stack.pop_all()
-        return Snapshot(instant, disks, definition, since or new, closer=held.close)
+        return Snapshot(instant, disks, definition, checkpoint, closer=held.close)
 
     def forget(self, keep: Collection[str]) -> None:
         """See the port."""
@@ -121,6 +134,7 @@ def _open(
     layers: list[Layer],
     since: str | None,
     checks: Checks,
+    only: Runs | None,
 ) -> ExportDisk:
     also: list[Runs] = []
     for number, layer in enumerate(layers[1:], 1):
@@ -136,6 +150,7 @@ def _open(
         "",
         bitmap=since,
         also=merge(np.concatenate(also)) if also else None,
+        only=only,
         checks=checks,
     )
     stack.callback(disk.close)

@@ -168,9 +168,10 @@ def is_lock_disk(disk: ET.Element) -> bool:
 
 
 def image_path(disk: ET.Element) -> Path | None:
-    """Return the path of the image that the guest writes; None for an empty drive or a disk that is no file."""
+    """Return the file or block device that the guest writes; None for an empty drive or a disk elsewhere."""
     source = disk.find("source")
-    path = source.get("file") if source is not None and disk.get("type") == "file" else None
+    attribute = {"file": "file", "block": "dev"}.get(disk.get("type", ""))
+    path = source.get(attribute) if source is not None and attribute is not None else None
     return Path(path) if path else None
 
 
@@ -215,17 +216,26 @@ def _disk_problems(key: DiskKey, disk: ET.Element, form: str) -> Iterator[Proble
         yield Problem(
             ProblemCode.DISK_ENCRYPTED, f"{key} is encrypted by QEMU", "encrypt inside the guest instead"
         )
-    if disk.get("type") != "file":
+    kind = disk.get("type")
+    if kind not in {"file", "block"}:
         yield Problem(
             ProblemCode.DISK_NOT_A_FILE,
-            f"{key} is of type {disk.get('type')}",
-            "only qcow2 files are replicated: move it with virsh blockcopy",
+            f"{key} is of type {kind}",
+            "files and block devices are replicated: move it with virsh blockcopy",
         )
-    elif form != "qcow2":
+    elif form not in {"qcow2", "raw"} or (kind == "block" and form != "raw"):
+        where = " on a block device" if kind == "block" else ""
         yield Problem(
             ProblemCode.DISK_FORMAT,
-            f"{key} has the format {form}",
-            "only qcow2 keeps track of changes: convert it with qemu-img convert -O qcow2",
+            f"{key} has the format {form}{where}",
+            "qcow2 files, raw files and raw block devices are replicated: convert it with qemu-img convert",
+        )
+    elif form == "raw":
+        yield Problem(
+            ProblemCode.DISK_COMPARED,
+            f"{key} is raw, which keeps no track of changes over a restart of the machine",
+            "after each start the whole disk is read and compared once; qcow2 avoids that",
+            forbids=False,
         )
 
 

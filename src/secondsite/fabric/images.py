@@ -85,9 +85,10 @@ def create_overlay(path: Path, *, size: int, backing: NbdBacking, bitmap: str) -
 
 
 def delete_images(paths: Sequence[Path]) -> None:
-    """Remove files, durably; missing ones are no error."""
+    """Remove files, durably; missing ones are no error. A block device is left as it is: its node is not the disk."""
     for path in paths:
-        path.unlink(missing_ok=True)
+        if not path.is_block_device():
+            path.unlink(missing_ok=True)
     for folder in {path.parent for path in paths}:
         if folder.exists():
             fsync_dir(folder)

@@ -51,6 +51,8 @@ class ProblemCode(StrEnum):
     DISK_READONLY = "disk-readonly"
     DISK_REMOVABLE = "disk-removable"
     DISK_ENCRYPTED = "disk-encrypted"
+    DISK_SIZE = "disk-size"
+    DISK_COMPARED = "disk-compared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class HostInfo:
 class DiskInfo:
     """A disk (or removable medium) of a machine. `size` is the virtual size in bytes, 0 if unknown.
 
-    `path` is the image that the guest writes now; None for an empty drive or a disk that is no file.
+    `path` is the image that the guest writes now, a file or a block device; None for an empty drive or a disk elsewhere.
     """
 
     key: DiskKey

@@ -38,6 +38,7 @@ from secondsite.fabric.inventory import (
     ProblemCode,
     VmInfo,
 )
+from secondsite.model.units import SECTOR
 
 _POWER: Final[Mapping[int, PowerState]] = {
     libvirt.VIR_DOMAIN_RUNNING: PowerState.RUNNING,
@@ -190,6 +191,13 @@ class InventoryReader:
 
 def _disk(vm: VmInfo, disk: DiskInfo) -> DiskInfo:
     """A machine that is off tells the size of every image that can be opened; so one without a size is missing."""
+    if disk.device == "disk" and disk.size % SECTOR:
+        problem = Problem(
+            ProblemCode.DISK_SIZE,
+            f"{disk.key} has {disk.size} bytes, which is no multiple of {SECTOR}",
+            "shut the machine down and bring the image to whole sectors: truncate -s %512 IMAGE",
+        )
+        return replace(disk, problems=(*disk.problems, problem))
     if disk.size or disk.device != "disk" or vm.power.active or disk.path is None:
         return disk
     problem = Problem(

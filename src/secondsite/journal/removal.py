@@ -36,7 +36,7 @@ def finish(doomed: Path, spare: Collection[Path] = ()) -> None:
     """
     if _WITH_IMAGES in doomed.name:
         for image in _images(doomed):
-            if image not in spare:
+            if image not in spare and not image.is_block_device():
                 image.unlink(missing_ok=True)
                 if image.parent.is_dir():
                     durable.fsync_dir(image.parent)

@@ -69,19 +69,32 @@ def test_disks_are_read_with_their_format_bus_and_path() -> None:
     assert disks["vde"].shareable
 
 
-def test_only_plain_qcow2_files_are_replicable() -> None:
+def test_qcow2_files_raw_files_and_raw_block_devices_are_replicable() -> None:
     disks = disks_of(DESKTOP)
-    assert [key for key, disk in disks.items() if disk.replicable] == ["vda", "sda"]
+    assert [key for key, disk in disks.items() if disk.replicable] == ["vda", "sda", "vdb", "vdc"]
+    assert disks["vdc"].path == Path("/dev/vg0/lv0")
     assert {
         key: [problem.code for problem in disk.problems] for key, disk in disks.items() if disk.problems
     } == {
-        "vdb": [ProblemCode.DISK_FORMAT],
-        "vdc": [ProblemCode.DISK_NOT_A_FILE],
+        "vdb": [ProblemCode.DISK_COMPARED],
+        "vdc": [ProblemCode.DISK_COMPARED],
         "vdd": [ProblemCode.DISK_NOT_A_FILE],
         "vde": [ProblemCode.DISK_SHAREABLE],
         "sdb": [ProblemCode.DISK_REMOVABLE],
         "fda": [ProblemCode.DISK_REMOVABLE],
     }
+
+
+@pytest.mark.parametrize(
+    ("driver", "kind"), [("vmdk", "file"), ("qcow2", "block")], ids=["other format", "qcow2 on a device"]
+)
+def test_other_formats_are_refused_by_name(driver: str, kind: str) -> None:
+    text = PLAIN.replace("type='qcow2'", f"type='{driver}'")
+    if kind == "block":
+        text = text.replace("<disk type='file'", "<disk type='block'").replace("source file", "source dev")
+    (problem,) = disks_of(text)["vda"].problems
+    assert (problem.code, problem.forbids) == (ProblemCode.DISK_FORMAT, True)
+    assert driver in problem.message
 
 
 def test_an_encrypted_disk_is_not_replicable() -> None:
@@ -121,8 +134,6 @@ def test_what_is_left_behind_is_told_but_does_not_forbid() -> None:
         ProblemCode.NVRAM,
         ProblemCode.TPM,
         ProblemCode.SHARED_FOLDER,
-        ProblemCode.DISK_LEFT_OUT,
-        ProblemCode.DISK_LEFT_OUT,
         ProblemCode.DISK_LEFT_OUT,
         ProblemCode.DISK_LEFT_OUT,
     ]
@@ -165,7 +176,7 @@ def test_too_many_disks_forbid_protection() -> None:
 
 
 def test_a_machine_with_no_replicable_disk_is_not_protectable() -> None:
-    (problem,) = problems_of(PLAIN.replace("type='qcow2'", "type='raw'"))
+    (problem,) = problems_of(PLAIN.replace("type='qcow2'", "type='vmdk'"))
     assert problem.code is ProblemCode.NO_DISK
 
 
@@ -191,10 +202,10 @@ def test_a_machine_is_protectable_with_a_good_disk_and_nothing_that_forbids() ->
     disks = tuple(disks_of(DESKTOP).values())
     vm = VmInfo("u", "n", PowerState.OFF, io_error=False, disks=disks, nics=())
     assert vm.protectable
-    assert [disk.key for disk in vm.replicable_disks] == ["vda", "sda"]
+    assert [disk.key for disk in vm.replicable_disks] == ["vda", "sda", "vdb", "vdc"]
     forbidden = Problem(ProblemCode.TRANSIENT, "m", "h")
     assert not dataclasses.replace(vm, problems=(forbidden,)).protectable
-    assert not dataclasses.replace(vm, disks=disks[2:]).protectable
+    assert not dataclasses.replace(vm, disks=disks[4:]).protectable
 
 
 def test_the_reported_form_is_json() -> None:
@@ -202,5 +213,5 @@ def test_the_reported_form_is_json() -> None:
     vm = VmInfo("u", "n", PowerState.RUNNING, False, disks, read_nics(parse_domain(DESKTOP)))
     told = json.loads(json.dumps(vm.to_dict()))
     assert told["disks"][0]["path"] == "/var/lib/libvirt/images/files01.qcow2"
-    assert told["disks"][2]["replicable"] is False
+    assert told["disks"][4]["replicable"] is False
     assert told["nics"][1]["network"] == "bridge:br-storage"

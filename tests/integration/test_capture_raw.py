@@ -1,0 +1,325 @@
+"""Capture of raw files and block devices, alone and beside qcow2, on real QEMU machines."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import libvirt_qemu
+import pytest
+
+from secondsite.capture import raw_marks
+from secondsite.capture.port import Extent
+from secondsite.errors import TrackingLostError, UnavailableError, UnsupportedError
+from secondsite.lab.hypervisor import Hypervisor
+from secondsite.model.ids import DiskKey
+from secondsite.model.units import KIB, MIB
+from support.capture_sites import Site, assert_same, commit_back, snapshot_disk_only
+from support.replicas import Replica
+from support.tracked_machines import TrackedMachine
+
+pytestmark = pytest.mark.integration
+VDA, VDB, VDC = DiskKey("vda"), DiskKey("vdb"), DiskKey("vdc")
+SIZES = {VDA: 8 * MIB, VDB: 4 * MIB + 512, VDC: 4 * MIB}
+FORMATS = {VDA: "qcow2", VDB: "raw", VDC: "block"}
+_names = (f"raw-{number}" for number in itertools.count())
+
+
+@pytest.fixture
+def site(hypervisor: Hypervisor, short_path: Path) -> Iterator[Site]:
+    """A machine with a disk of each kind."""
+    machine = TrackedMachine(hypervisor, short_path, next(_names), SIZES, formats=FORMATS)
+    try:
+        yield Site(hypervisor, machine, short_path, SIZES)
+    finally:
+        machine.remove()
+
+
+@pytest.fixture
+def files_only(hypervisor: Hypervisor, short_path: Path) -> Iterator[Site]:
+    """The same without the block device."""
+    sizes = {VDA: SIZES[VDA], VDB: SIZES[VDB]}
+    machine = TrackedMachine(hypervisor, short_path, next(_names), sizes, formats=FORMATS)
+    try:
+        yield Site(hypervisor, machine, short_path, sizes)
+    finally:
+        machine.remove()
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Iterator[Replica]:
+    replica = Replica(SIZES, tmp_path)
+    yield replica
+    replica.close()
+
+
+@pytest.fixture
+def small_replica(tmp_path: Path) -> Iterator[Replica]:
+    replica = Replica({VDA: SIZES[VDA], VDB: SIZES[VDB]}, tmp_path)
+    yield replica
+    replica.close()
+
+
+# -- a machine that runs -------------------------------------------------------------------------------------
+
+
+def test_cycles_of_mixed_disks_ship_exactly_what_was_written(site: Site, replica: Replica) -> None:
+    site.machine.start()
+    for key in SIZES:
+        site.machine.write(key, MIB, b"a" * MIB)
+    replica.cycle(site.capture())
+    assert replica.shipped == dict.fromkeys(SIZES, MIB)
+    replica.cycle(site.capture())
+    assert replica.shipped == dict.fromkeys(SIZES, 0)
+    assert not replica.compared
+    site.machine.write(VDB, 4 * MIB, b"d" * 512)  # the short block at the end
+    site.machine.write(VDC, MIB, b"c" * 512)
+    site.machine.io(VDC, f"discard {MIB + 512 * KIB} {64 * KIB}")
+    replica.cycle(site.capture(), acknowledge=False)  # a cycle that fails loses nothing
+    site.machine.write(VDA, 0, b"b" * (4 * KIB))
+    replica.cycle(site.capture())
+    assert not replica.compared
+    assert replica.shipped == {VDA: 4 * KIB, VDB: 512, VDC: 68 * KIB}
+    site.machine.stop()
+    assert_same(site, replica)
+
+
+def test_all_disks_are_cut_at_one_instant(site: Site) -> None:
+    site.machine.start()
+    site.running().snapshot(since=None, new="ss-1").close()
+    for key in SIZES:
+        site.machine.write(key, 0, b"a" * (64 * KIB))
+    with site.running().snapshot(since="ss-1", new="ss-2") as snapshot:
+        for key in SIZES:
+            site.machine.write(key, 0, b"b" * (128 * KIB))
+        for key, disk in snapshot.disks.items():
+            assert list(disk.changed()) == [Extent(0, 64 * KIB)], key
+            assert b"".join(bytes(view) for _, view in disk.read([(0, 128 * KIB)])) == b"a" * (
+                64 * KIB
+            ) + bytes(64 * KIB)
+    with site.running().snapshot(since="ss-2", new="ss-3") as third:
+        for key, disk in third.disks.items():
+            assert list(disk.changed()) == [Extent(0, 128 * KIB)], key
+
+
+def test_forgetting_leaves_no_bitmap_in_qemu(site: Site) -> None:
+    site.machine.start()
+    site.running().snapshot(since=None, new="ss-1").close()
+    site.running().snapshot(since="ss-1", new="ss-2").close()
+    assert bitmaps_in_memory(site) == {"ss-1", "ss-2"}
+    site.running().forget(keep={"ss-2"})
+    assert bitmaps_in_memory(site) == {"ss-2"}
+    site.running().forget(keep=())
+    assert bitmaps_in_memory(site) == set()
+
+
+def test_a_restarted_qemu_has_lost_track_and_a_compare_ships_the_difference_only(
+    site: Site, replica: Replica
+) -> None:
+    site.machine.start()
+    for key in SIZES:
+        site.machine.write(key, 0, b"a" * (2 * MIB))
+    replica.cycle(site.capture())
+    site.machine.write(VDB, MIB, b"b" * (4 * KIB))
+    site.machine.stop()
+    site.machine.start()
+    site.machine.write(VDC, MIB, b"c" * (4 * KIB))
+    site.machine.io(VDC, f"discard 0 {64 * KIB}")
+    with pytest.raises(TrackingLostError, match="vdb"):
+        site.running().snapshot(since=replica.checkpoint, new="ss-lost")
+    replica.cycle(site.capture())
+    assert replica.compared
+    assert replica.shipped == {VDA: 0, VDB: 4 * KIB, VDC: 68 * KIB}
+    replica.cycle(site.capture())
+    assert not replica.compared
+    site.machine.stop()
+    assert_same(site, replica)
+
+
+def test_a_snapshot_that_comes_and_goes_between_two_cycles_hides_nothing(
+    site: Site, replica: Replica
+) -> None:
+    site.machine.start()
+    replica.cycle(site.capture())
+    site.machine.write(VDB, 0, b"a" * (64 * KIB))
+    snapshot_disk_only(site, SIZES)
+    for key in SIZES:
+        site.machine.write(key, MIB, b"b" * (64 * KIB))
+    site.machine.io(VDC, f"discard {MIB} {4 * KIB}")
+    commit_back(site, SIZES)
+    site.machine.write(VDC, 2 * MIB, b"c" * (64 * KIB))
+    replica.cycle(site.capture())
+    site.machine.stop()
+    assert_same(site, replica)
+
+
+def test_under_an_administrators_snapshot_a_raw_disk_is_compared_and_then_tracked_again(
+    site: Site, replica: Replica
+) -> None:
+    site.machine.start()
+    replica.cycle(site.capture())
+    site.machine.write(VDB, 0, b"a" * (4 * KIB))
+    snapshot_disk_only(site, SIZES)
+    site.machine.write(VDB, MIB, b"b" * (4 * KIB))
+    replica.cycle(site.capture())
+    assert replica.compared
+    assert replica.shipped == {VDA: 0, VDB: 8 * KIB, VDC: 0}
+    site.machine.write(VDC, MIB, b"c" * (4 * KIB))
+    replica.cycle(site.capture())
+    assert not replica.compared  # the overlays are qcow2
+    assert replica.shipped == {VDA: 0, VDB: 0, VDC: 4 * KIB}
+    commit_back(site, SIZES)
+    site.machine.write(VDB, 2 * MIB, b"d" * (4 * KIB))
+    replica.cycle(site.capture())
+    assert replica.shipped == {VDA: 0, VDB: 4 * KIB, VDC: 0}
+    site.machine.stop()
+    assert_same(site, replica)
+
+
+# -- a machine that is off -----------------------------------------------------------------------------------
+
+
+def test_raw_files_of_a_machine_that_stays_off_are_not_read_again(
+    files_only: Site, small_replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raw_marks, "SETTLED_S", 0.0)
+    site = files_only
+    site.machine.write(VDB, 0, b"a" * MIB)
+    small_replica.cycle(site.capture())
+    for _ in range(2):
+        small_replica.cycle(site.capture())
+        assert not small_replica.compared
+        assert small_replica.shipped == {VDA: 0, VDB: 0}
+    site.machine.write(VDA, 0, b"b" * (4 * KIB))  # this one has a bitmap
+    small_replica.cycle(site.capture())
+    assert not small_replica.compared
+    assert small_replica.shipped == {VDA: 4 * KIB, VDB: 0}
+    site.machine.write(VDB, MIB, b"b" * (4 * KIB))
+    with pytest.raises(TrackingLostError, match="vdb"):
+        site.capture().snapshot(since=small_replica.checkpoint, new="ss-lost")
+    small_replica.cycle(site.capture())
+    assert small_replica.compared
+    assert small_replica.shipped == {VDA: 0, VDB: 4 * KIB}
+    assert_same(site, small_replica)
+
+
+def test_a_raw_file_that_was_written_just_now_is_not_vouched_for(
+    files_only: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raw_marks, "SETTLED_S", 3600.0)
+    with files_only.capture().snapshot(since=None, new="ss-1") as snapshot:
+        assert snapshot.checkpoint == ""
+
+
+def test_a_block_device_of_a_machine_that_is_off_is_compared_each_time(site: Site, replica: Replica) -> None:
+    site.machine.write(VDC, 0, b"a" * MIB)
+    replica.cycle(site.capture())
+    assert replica.shipped == {VDA: 0, VDB: 0, VDC: MIB}
+    assert replica.checkpoint == ""
+    replica.checkpoint = None
+    site.machine.write(VDC, MIB, b"b" * (4 * KIB))
+    replica.cycle(site.capture())
+    assert replica.shipped == {VDA: 0, VDB: 0, VDC: 4 * KIB}
+    assert_same(site, replica)
+
+
+def test_a_block_device_that_is_written_while_it_is_read_makes_no_point(site: Site) -> None:
+    with site.capture().snapshot(since=None, new="ss-1") as snapshot:
+        reader = snapshot.disks[VDC].read([(0, 4 * MIB)])
+        next(reader)
+        site.machine.write(VDC, 0, b"x" * 512)
+        with pytest.raises(UnavailableError):
+            list(reader)
+
+
+def test_a_raw_disk_that_looks_like_an_image_is_replicated_to_the_letter(
+    files_only: Site, small_replica: Replica
+) -> None:
+    """A guest may write a qcow2 header, with a backing file of its host, into its disk: it is bytes, no header."""
+    site = files_only
+    secret = site.folder / "secret"
+    secret.write_bytes(b"s" * MIB)
+    trap = site.folder / "trap.qcow2"
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", trap, "4M"], check=True
+    )
+    with site.machine.images[VDB].open("r+b") as disk:
+        disk.write(trap.read_bytes())
+    small_replica.cycle(site.capture())
+    assert_same(site, small_replica)
+    assert b"ssss" not in small_replica.images[VDB]
+    site.machine.start()
+    small_replica.cycle(site.capture())
+    site.machine.stop()
+    assert_same(site, small_replica)
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["running", "off"])
+def test_a_raw_file_that_ends_within_a_sector_is_refused(files_only: Site, running: bool) -> None:
+    with files_only.machine.images[VDB].open("r+b") as disk:
+        disk.truncate(MIB + 100)
+    if running:
+        files_only.machine.start()
+    with pytest.raises(UnsupportedError, match="vdb has 1048676 bytes") as refused:
+        files_only.capture().snapshot(since=None, new="ss-1")
+    assert "truncate" in refused.value.hint
+
+
+# -- any history ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_whatever_happens_to_mixed_disks_the_replica_follows(site: Site, replica: Replica, seed: int) -> None:
+    """Random writes, discards, cycles that succeed or fail, starts, stops, kills, snapshots: each point is exact."""
+    rng = random.Random(seed)
+
+    def write() -> None:
+        for _ in range(rng.randint(1, 4)):
+            disk = rng.choice(list(SIZES))
+            offset = rng.randrange(0, SIZES[disk] // 512) * 512
+            length = min(rng.choice([512, 4 * KIB, 96 * KIB]), SIZES[disk] - offset)
+            site.machine.write(disk, offset, bytes([rng.choice([0, rng.randint(1, 255)])]) * length)
+
+    def discard() -> None:
+        disk = rng.choice(list(SIZES))
+        site.machine.io(disk, f"discard {rng.randrange(0, 24) * 128 * KIB} {256 * KIB}")
+
+    def power() -> None:
+        site.machine.stop() if site.machine.domain.isActive() else site.machine.start()
+
+    def kill() -> None:
+        if site.machine.domain.isActive():
+            for disk in SIZES:
+                site.machine.io(disk, "flush")
+            site.kill()
+
+    steps = [write] * 5 + [discard] * 2 + [power] * 2 + [kill]
+    for _ in range(8):
+        for step in rng.choices(steps, k=3):
+            step()
+        replica.checkpoint = replica.checkpoint or None
+        replica.cycle(site.capture(), acknowledge=rng.random() < 0.7)
+    replica.checkpoint = replica.checkpoint or None
+    replica.cycle(site.capture())
+    site.machine.stop()
+    assert_same(site, replica)
+
+
+def bitmaps_in_memory(site: Site) -> set[str]:
+    said = json.loads(
+        libvirt_qemu.qemuMonitorCommand(
+            site.machine.domain,
+            json.dumps({"execute": "query-named-block-nodes", "arguments": {"flat": True}}),
+            0,
+        )
+    )
+    return {
+        bitmap["name"]
+        for node in said["return"]
+        for bitmap in node.get("dirty-bitmaps", ())
+        if bitmap.get("name", "").startswith("ss-") and not bitmap["persistent"]
+    }
