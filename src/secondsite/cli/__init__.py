@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from secondsite import __version__
-from secondsite.cli import demo, history, item, journal, lab, node, policy, service, setup
+from secondsite.cli import demo, health, history, item, journal, lab, node, policy, service, setup
 from secondsite.cli.client import choose_config
 
 app = typer.Typer(
@@ -67,6 +67,7 @@ for _name, _noun, _help in (
 
 
 app.command(epilog="Example: secondsite demo --dir /tmp/demo")(demo.demo)
+app.command(epilog="Example: secondsite health --verbose")(health.health)
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from secondsite import durable
 from secondsite.errors import UnavailableError
 from secondsite.service.api.app import PREFIX, create_app
 from secondsite.service.context import Context
+from secondsite.service.health.watch import HealthWatch
 from secondsite.service.monitor import EVERY_S, Monitor
 from secondsite.service.nodes_face import NodesFace
 from secondsite.service.settings import DataDir
@@ -161,6 +162,9 @@ class Service:
         monitor = Monitor(ctx, options.monitor_every_s, engine.prune)
         monitor.start()
         self._parts.append(monitor.close)
+        health = HealthWatch(ctx, options.monitor_every_s)
+        health.start()
+        self._parts.append(health.close)
         self._tell(folder, authority, people.address, nodes.address)
 
     def _become_active(self, folder: DataDir, database: sa.URL) -> bool:

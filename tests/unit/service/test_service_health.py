@@ -42,7 +42,7 @@ def test_a_source_that_stopped_or_fails_is_critical(world: World) -> None:
     tell(world, "source", phase="stopped")
     assert reasons(world) == [("critical", "replication-stopped")]
     tell(world, "source", phase="waiting", error={"code": "no_space", "message": "full", "retry": "later"})
-    assert reasons(world) == [("critical", "no_space")]
+    assert reasons(world) == [("critical", "cannot-send")]
 
 
 def test_a_living_source_that_says_nothing_of_the_item_is_critical(world: World) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 from fastapi import FastAPI
 
 from secondsite import __version__
-from secondsite.service.api import clouds, errors, guard, history, items, nodes, sites, vault
+from secondsite.service.api import clouds, errors, guard, health, history, items, nodes, sites, vault
 from secondsite.service.context import Context
 
 PREFIX: Final = "/api/v1"
@@ -27,6 +27,6 @@ def create_app(ctx: Context) -> FastAPI:
     app.state.ctx = ctx
     errors.install(app)
     guard.install_audit(app, ctx)
-    for module in (vault, sites, nodes, clouds, items, history):
+    for module in (vault, sites, nodes, clouds, items, history, health):
         app.include_router(module.router, prefix=PREFIX)
     return app

@@ -12,13 +12,11 @@ from typing import Any, Final
 
 from secondsite.model.ids import NodeId
 from secondsite.model.item import ItemState, allowed_operations
-from secondsite.model.policy import Policy
 from secondsite.service.context import Context
 from secondsite.service.store import clouds, items, jobs, nodes, points, vaults
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Job, Node, Point, Task
-from secondsite.service.usecases import consistency
-from secondsite.service.usecases.consistency import Reason
+from secondsite.service.usecases.health import ItemHealth
 from secondsite.service.vocabulary import JobState
 
 MEASURED: Final = frozenset({ItemState.PROTECTED, ItemState.FAILING_OVER})
@@ -30,14 +28,16 @@ REPORT_FRESH_S: Final = 30.0
 def item_view(ctx: Context, item_ref: str) -> dict[str, Any]:
     """Return one item."""
     with ctx.store.reading() as tx:
-        return _item(tx, items.get(tx, item_ref), ctx.clock(), _Names(tx))
+        item, now = items.get(tx, item_ref), ctx.clock()
+        return _item(tx, item, now, _Names(tx), ItemHealth(tx, now, item.id))
 
 
 def item_views(ctx: Context, *, deleted: bool = False) -> list[dict[str, Any]]:
     """Return all items by name."""
     with ctx.store.reading() as tx:
         names, now = _Names(tx), ctx.clock()
-        return [_item(tx, item, now, names) for item in items.listed(tx, deleted=deleted)]
+        healths = ItemHealth(tx, now)
+        return [_item(tx, item, now, names, healths) for item in items.listed(tx, deleted=deleted)]
 
 
 def point_views(ctx: Context, item_ref: str, limit: int) -> list[dict[str, Any]]:
@@ -98,7 +98,8 @@ def vault_view(ctx: Context) -> dict[str, Any]:
     """Return the vault with a summary of its health."""
     with ctx.store.reading() as tx:
         vault, names, now = vaults.get_vault(tx), _Names(tx), ctx.clock()
-        views = [_item(tx, item, now, names) for item in items.listed(tx)]
+        healths = ItemHealth(tx, now)
+        views = [_item(tx, item, now, names, healths) for item in items.listed(tx)]
         known = nodes.listed(tx)
         return {
             "name": vault.name,
@@ -130,18 +131,15 @@ class _Names:
         return {"node": node.name, "node_id": node.id, "site": self.sites[node.site_id], "vm": vm}
 
 
-def _item(tx: Transaction, item: Item, now: datetime, names: _Names) -> dict[str, Any]:
+def _item(tx: Transaction, item: Item, now: datetime, names: _Names, healths: ItemHealth) -> dict[str, Any]:
     mapping = names.mappings[item.cloud_mapping_id]
     policy = names.policies[mapping.policy_id]
     rpo = None
     if item.last_point_time is not None and item.state in MEASURED:
         rpo = max(0.0, (now - item.last_point_time).total_seconds())
-    reasons = health(item, names.nodes, policy.policy, now, jobs.last_change_ended(tx, item.id))
+    health, health_errors = healths.of(item)
     writable = items.writable(tx, item.id)
     running = jobs.active_change(tx, item.id)
-    if running is not None and running.state is JobState.SUSPENDED:
-        waits_for = str((running.result or {}).get("waits_for", "its job is suspended"))
-        reasons.insert(0, Reason("critical", "operator-needed", waits_for))
     return {
         "id": item.id,
         "name": item.name,
@@ -163,13 +161,8 @@ def _item(tx: Transaction, item: Item, now: datetime, names: _Names) -> dict[str
         else {"sequence": item.last_sequence, "time": item.last_point_time},
         "rpo_s": rpo,
         "rpo_threshold_s": policy.policy.rpo_threshold_s,
-        "health": {
-            "level": _level(reasons),
-            "reasons": [
-                {"severity": reason.severity, "code": reason.code, "message": reason.message}
-                for reason in reasons
-            ],
-        },
+        "health": health,
+        "health_errors": health_errors,
         "replication": {
             "source": _report(item.source_report, item.source_report_time, now),
             "target": _report(item.target_report, item.target_report_time, now),
@@ -196,52 +189,6 @@ def operations_of(item: Item) -> dict[str, Any]:
         }
         for operation, refused in allowed_operations(item.state, item.test_state).items()
     }
-
-
-def health(
-    item: Item, known: dict[NodeId, Node], policy: Policy, now: datetime, settled: datetime | None = None
-) -> list[Reason]:
-    """Return what is wrong with an item, worst first. `settled`: when the last operation on it ended."""
-    reasons: list[Reason] = []
-    if item.state in {ItemState.ENABLE_FAILED, ItemState.DISABLE_FAILED}:
-        reasons.append(Reason("critical", item.state.value, "an operation failed: read its job's error"))
-    if item.state in {ItemState.COMMIT_PENDING, ItemState.COMMITTED}:
-        reasons.append(
-            Reason("warning", "unprotected", "failed over and not reversed yet: nothing replicates")
-        )
-    if item.demotion is not None:
-        reasons.append(
-            Reason(
-                "warning", "demotion-pending", "the old active side has not confirmed that it stepped back"
-            )
-        )
-    if item.state is ItemState.PROTECTED:
-        rpo = None if item.last_point_time is None else (now - item.last_point_time).total_seconds()
-        if rpo is None or rpo > policy.rpo_threshold_s:
-            shown = "there is none" if rpo is None else f"{rpo:.0f} s old"
-            reasons.append(
-                Reason(
-                    "critical", "rpo", f"newest point: {shown}; the policy allows {policy.rpo_threshold_s} s"
-                )
-            )
-    reasons.extend(consistency.source_reasons(item, known, now))
-    reasons.extend(consistency.role_reasons(item, known, settled))
-    error = (item.target_report or {}).get("error")
-    if isinstance(error, dict) and item.deleted is None:
-        severity = "critical" if error.get("retry") == "never" else "warning"
-        reasons.append(consistency.of_error(error, severity))
-    reasons.extend(
-        Reason("critical", "node-silent", f"node {known[node_id].name} does not answer")
-        for node_id in (item.primary_node_id, item.recovery_node_id)
-        if known[node_id].silent and item.deleted is None
-    )
-    return sorted(reasons, key=lambda reason: (reason.severity != "critical", reason.code))
-
-
-def _level(reasons: list[Reason]) -> str:
-    if any(reason.severity == "critical" for reason in reasons):
-        return "critical"
-    return "warning" if reasons else "normal"
 
 
 def _report(report: dict[str, Any] | None, time: datetime | None, now: datetime) -> dict[str, Any] | None:

@@ -1,0 +1,116 @@
+"""Keeps the list of what is wrong now up to date, and writes an event when something begins and when it ends.
+
+Promises: an error's `since` is the time when it was first found, also over a restart of the service; the list and the
+events change in one transaction; a fault that is over before its rule's `after_s` writes no event at all.
+Writes only what changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from secondsite.service.context import Context
+from secondsite.service.health.reading import Reader
+from secondsite.service.health.rule import Finding
+from secondsite.service.health.vocabulary import Level, Subject
+from secondsite.service.store import events, health, items, nodes
+from secondsite.service.store.database import Transaction
+from secondsite.service.store.health import Kept
+from secondsite.service.vocabulary import Severity
+
+SEVERITY: Final = {
+    Level.INFORMATION: Severity.INFO,
+    Level.WARNING: Severity.WARNING,
+    Level.CRITICAL: Severity.CRITICAL,
+}
+
+
+def keep(ctx: Context) -> None:
+    """Compare what is wrong now with what is kept, and write the difference."""
+    now = ctx.clock()
+    with ctx.store.reading() as tx:
+        found = {
+            (finding.subject, finding.subject_id, finding.code): finding for finding in Reader(tx, now).all()
+        }
+        kept = {row.key: row for row in health.listed(tx)}
+    changed = [
+        (finding, row) for key, finding in found.items() if _differs(row := kept.get(key), finding, now)
+    ]
+    ended = [row for key, row in kept.items() if key not in found]
+    if not (changed or ended):
+        return
+    with ctx.store.transaction() as tx:
+        for finding, row in changed:
+            _put(tx, finding, row, now)
+        for row in ended:
+            health.remove(tx, [row.key])
+            if row.told:
+                _tell_end(tx, row, now)
+
+
+def _due(finding: Finding, since: datetime, now: datetime) -> bool:
+    return finding.told and now - since >= timedelta(seconds=finding.after_s)
+
+
+def _differs(row: Kept | None, finding: Finding, now: datetime) -> bool:
+    if row is None or row.level is not finding.level:
+        return True
+    if not row.told and _due(finding, row.since, now):
+        return True
+    # A message counts its seconds: that is no change worth a write.
+    return _words(row.message) != _words(finding.message)
+
+
+def _words(message: str) -> str:
+    return "".join(letter for letter in message if not letter.isdigit())
+
+
+def _put(tx: Transaction, finding: Finding, row: Kept | None, now: datetime) -> None:
+    since = now if row is None else row.since
+    kept = Kept(
+        finding.subject, finding.subject_id, finding.code, finding.level, finding.message[:2000], since, False
+    )
+    told = row is not None and row.told
+    if not told and _due(finding, since, now):
+        _tell_begin(tx, finding, now)
+        told = True
+    health.put(tx, replace(kept, told=told))
+
+
+def _tell_begin(tx: Transaction, finding: Finding, now: datetime) -> None:
+    named = _named(tx, finding.subject, finding.subject_id)
+    events.add(
+        tx,
+        events.NewEvent(
+            now,
+            finding.code,
+            f"{named}{finding.message}"[:2000],
+            SEVERITY[finding.level],
+            item_id=finding.subject_id if finding.subject is Subject.ITEM else None,
+            node_id=finding.subject_id if finding.subject is Subject.NODE else None,
+            details={"causes": list(finding.causes), "action": finding.action},
+        ),
+    )
+
+
+def _tell_end(tx: Transaction, row: Kept, now: datetime) -> None:
+    seconds = (now - row.since).total_seconds()
+    events.add(
+        tx,
+        events.NewEvent(
+            now,
+            f"{row.code}-over",
+            f"{_named(tx, row.subject, row.subject_id)}{row.code} is over after {seconds:.0f} s",
+            item_id=row.subject_id if row.subject is Subject.ITEM else None,
+            node_id=row.subject_id if row.subject is Subject.NODE else None,
+        ),
+    )
+
+
+def _named(tx: Transaction, subject: Subject, subject_id: str) -> str:
+    if subject is Subject.ITEM:
+        return f"{items.get(tx, subject_id).name}: "
+    node = nodes.find(tx, subject_id) if subject is Subject.NODE else None
+    return "" if node is None else f"{node.name}: "
