@@ -14,6 +14,7 @@ PolicyId = NewType("PolicyId", str)
 NodeId = NewType("NodeId", str)
 ItemId = NewType("ItemId", str)
 JobId = NewType("JobId", str)
+GroupId = NewType("GroupId", str)
 CommandId = NewType("CommandId", str)
 DiskKey = NewType("DiskKey", str)
 """The disk's target device in the guest's definition: "vda", "sdb"."""
@@ -41,6 +42,13 @@ def parse_item_id(text: object) -> ItemId:
     if not isinstance(text, str) or not _UUID.fullmatch(text):
         raise InvalidInputError(f"not an item id: {text!r}", hint="expected a UUID in lower case")
     return ItemId(text)
+
+
+def parse_group_id(text: object) -> GroupId:
+    """Return `text` as a consistency group's id (a UUID in lower case, so it is safe as a file's name)."""
+    if not isinstance(text, str) or not _UUID.fullmatch(text):
+        raise InvalidInputError(f"not a group id: {text!r}", hint="expected a UUID in lower case")
+    return GroupId(text)
 
 
 def parse_disk_key(text: object) -> DiskKey:

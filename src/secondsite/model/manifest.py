@@ -33,6 +33,10 @@ from secondsite.model.units import SECTOR
 
 FORMAT: Final = "secondsite-point/1"
 MANIFEST_BYTES_MAX: Final = 64 << 20
+GROUP_LABEL: Final = "group"
+"""Label of a point that was cut together with other machines': "<group>:<number>"; equal for all of them."""
+GROUP_MEMBERS_LABEL: Final = "group.members"
+"""How many machines were cut together."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 
 
