@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(420)]
 
 def test_every_claim_of_the_demo_holds(short_path: Path) -> None:
     said: list[str] = []
-    claims = Demo(short_path / "demo", said.append, watch_s=12).run()
+    claims = Demo(short_path / "demo", said.append, watch_s=12, patience=6).run()
     assert not claims.failed, "\n".join([*claims.failed, *said])
     assert len(claims.held) >= 20
     assert claims.figures["planned_failover_records_lost"] == 0
