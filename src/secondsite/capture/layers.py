@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +29,9 @@ _STOP_TIMEOUT_S: Final = 10.0
 class Mark(NamedTuple):
     """Differs when a file was written or replaced.
 
-    Of a block device, which has no time of writing, it is the kernel's count of what was written to it since it
-    came into being, after what is in the page cache was written out. It holds for a reader's time, not across a
-    restart of the host, after which the count begins anew.
+    Of a block device, which has no time of writing, it is the kernel's count of what was written to it, after what is
+    in the page cache was written out; and the host's boot, from which on it counts. A device that is taken down and set
+    up again begins anew as well, so such a mark holds for a reader's time, not for days.
     """
 
     device: int
@@ -77,7 +78,8 @@ def _device_mark(path: Path, number: int) -> Mark:
     except OSError as error:
         raise UnavailableError(f"{path} cannot be looked at: {error.strerror}", path=str(path)) from error
     # Documentation/block/stat: sectors written and discarded. Not the requests: a flush, as above, counts as one.
-    return Mark(number, 0, raw_size(path), int(counts[6]), int(counts[13]) if len(counts) > 13 else 0)
+    boot = uuid.UUID(Path("/proc/sys/kernel/random/boot_id").read_text().strip()).int
+    return Mark(number, boot, raw_size(path), int(counts[6]), int(counts[13]) if len(counts) > 13 else 0)
 
 
 def layers_of(path: Path, image_format: str = QCOW2) -> list[Layer]:
