@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 
 from secondsite import durable
 from secondsite.errors import UnavailableError
@@ -95,6 +96,7 @@ def init(
         ctx = Context(store, authority, lambda _job: None)
         with store.transaction() as tx:
             vaults.create_vault(tx, vault_name, ctx.clock())
+            vaults.pin_authority(tx, authority.fingerprint)
         issued = create_token(ctx, contributor, Role.CONTRIBUTOR)
     finally:
         store.close()
@@ -134,12 +136,15 @@ class Service:
         lock.acquire()
         self._parts.append(lock.release)
         authority = CertificateAuthority.load(folder.ca_cert, folder.ca_key)
+        if options.standby:
+            _check_copy(database, authority)
         if not self._become_active(folder, database):
             return
         credentials = authority.issue_credentials(SERVICE, folder.tls, names=_names(options))
         store = Store.open(database.render_as_string(hide_password=False))
         self._parts.append(store.close)
-        with store.reading() as tx:
+        with store.transaction() as tx:
+            vaults.pin_authority(tx, authority.fingerprint)
             vault = vaults.get_vault(tx)
         engine = self._engine = Engine(engine_url(folder.path, database), speed=options.speed)
         ctx = Context(store, authority, engine.submit)
@@ -209,6 +214,18 @@ class Service:
         }
         durable.write_atomic(folder.running, json.dumps(self.addresses, indent=1).encode())
         self._parts.append(lambda: folder.running.unlink(missing_ok=True))
+
+
+def _check_copy(database: sa.URL, authority: CertificateAuthority) -> None:
+    """A standby with the wrong authority is told so while the other one lives, if the database can tell."""
+    store = Store(database.render_as_string(hide_password=False))
+    try:
+        with store.reading() as tx:
+            vaults.check_authority(tx, authority.fingerprint)
+    except SQLAlchemyError as error:
+        log.warning("the standby could not compare its authority with the vault's: %s", error)
+    finally:
+        store.close()
 
 
 def run(

@@ -6,8 +6,11 @@ may do everything, Operators run failovers and tests, Readers look.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Final
+from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -15,12 +18,15 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from secondsite.errors import ForbiddenError, UnauthenticatedError
 from secondsite.service.context import Actor, Context
-from secondsite.service.store import access
+from secondsite.service.store import audit
 from secondsite.service.usecases.tokens import authenticate
 from secondsite.service.vocabulary import Role
 
 RANK: Final = {Role.READER: 0, Role.OPERATOR: 1, Role.CONTRIBUTOR: 2}
 READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+ACCEPTED: Final = 202
+"""An answer with this status is the job that was begun."""
+_ITEM = re.compile(r"/items/([^/]+)")
 _bearer = HTTPBearer(auto_error=False, description="A token: `secondsite token create`")
 
 
@@ -75,26 +81,46 @@ def install_audit(app: FastAPI, ctx: Context) -> None:
         if request.method in READING:
             return await call_next(request)
         status = 500
+        job: Mapping[str, Any] = {}
         try:
             response = await call_next(request)
             status = response.status_code
+            if status == ACCEPTED:
+                response, job = await _accepted(response)
             return response
         finally:
-            await run_in_threadpool(_note, ctx, request, status)
+            await run_in_threadpool(_note, ctx, request, status, job)
 
     app.middleware("http")(audited)
 
 
-def _note(ctx: Context, request: Request, status: int) -> None:
+async def _accepted(response: Any) -> tuple[Response, Mapping[str, Any]]:
+    """Read the job out of the answer that accepts it; return the answer again."""
+    body = b"".join([piece async for piece in response.body_iterator])
+    headers = dict(response.headers)
+    try:
+        job = json.loads(body)
+    except ValueError:
+        job = {}
+    return Response(body, response.status_code, headers), job if isinstance(job, dict) else {}
+
+
+def _note(ctx: Context, request: Request, status: int, job: Mapping[str, Any]) -> None:
     actor: Any = getattr(request.state, "actor", None)
+    path = request.url.path[:500]
+    named = _ITEM.search(path)
+    line = audit.Line(
+        time=ctx.clock(),
+        actor="anonymous" if actor is None else actor.name,
+        role=None if actor is None else actor.role.value,
+        method=request.method,
+        path=path,
+        status=status,
+        outcome="done" if status < 400 else "refused" if status < 500 else "failed",
+        source=None if request.client is None else request.client.host,
+        item=job.get("item") or (unquote(named[1]) if named else None),
+        job_id=job.get("id"),
+        detail=getattr(request.state, "detail", None),
+    )
     with ctx.store.transaction() as tx:
-        access.note(
-            tx,
-            time=ctx.clock(),
-            actor="anonymous" if actor is None else actor.name,
-            role=None if actor is None else actor.role.value,
-            method=request.method,
-            path=request.url.path[:500],
-            status=status,
-            outcome="done" if status < 400 else "refused" if status < 500 else "failed",
-        )
+        audit.note(tx, line)

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from secondsite.model.ids import ItemId, JobId
-from secondsite.service.store import rows
+from secondsite.service.store import audit, rows
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Job, Task
 from secondsite.service.store.tables import jobs, tasks
@@ -39,8 +39,30 @@ def change(tx: Transaction, job_id: JobId, *, state: JobState | None = None, **v
     """Change columns of a job; waiters are woken."""
     if state is not None:
         values["state"] = state.value
+    if state is not None and state.ended:
+        _audit_end(tx, get(tx, job_id, lock=True), state, values)
     tx.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**values))
     tx.wake()
+
+
+def _audit_end(tx: Transaction, job: Job, state: JobState, values: dict[str, Any]) -> None:
+    """What became of a request is as much part of the trail as the request."""
+    if job.state.ended:
+        return
+    error = values.get("error") or {}
+    audit.note(
+        tx,
+        audit.Line(
+            time=values.get("ended") or job.created,
+            actor=job.requested_by,
+            method="JOB",
+            path=job.operation,
+            outcome=state.value.lower(),
+            item=job.item_name,
+            job_id=job.id,
+            detail=error.get("message"),
+        ),
+    )
 
 
 def get(tx: Transaction, job_id: str, *, lock: bool = False) -> Job:

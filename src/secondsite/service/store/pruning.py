@@ -2,7 +2,7 @@
 
 Kept: commands for a week after their end (those of an active job, or of an item with a demotion that is open, as long
 as that lasts), events for ninety days and at most some 200,000 of them (an active job's are its memory of what it has
-done, and stay), the audit trail for 400 days.
+done, and stay), the audit trail for 400 days, logins that failed for a day, sessions until they expire.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from secondsite.service.store import audit
 from secondsite.service.store.database import Transaction
+from secondsite.service.store.identity_tables import login_failures, sessions
 from secondsite.service.store.jobs import ACTIVE
-from secondsite.service.store.tables import audit, commands, events, items, jobs
+from secondsite.service.store.tables import commands, events, items, jobs
 from secondsite.service.vocabulary import CommandState
 
 COMMANDS_KEPT: Final = timedelta(days=7)
 EVENTS_KEPT: Final = timedelta(days=90)
 EVENTS_MAX: Final = 200_000
-AUDIT_KEPT: Final = timedelta(days=400)
+FAILURES_KEPT: Final = timedelta(days=1)
 AT_ONCE: Final = 500
 """Rows of each table per round: the write lock is held for milliseconds."""
 _ENDED: Final = [state.value for state in CommandState if state.ended]
@@ -50,11 +52,12 @@ def prune(tx: Transaction, now: datetime, *, events_max: int = EVENTS_MAX) -> in
                 sa.or_(events.c.job_id.is_(None), events.c.job_id.not_in(active)),
             ),
         ),
-        (audit, audit.c.id, audit.c.time < now - AUDIT_KEPT),
+        (sessions, sessions.c.id, sessions.c.expires < now),
+        (login_failures, login_failures.c.subject, login_failures.c.last < now - FAILURES_KEPT),
     )
     removed = 0
     for table, key, condition in due:
         keys = [row[0] for row in tx.execute(sa.select(key).where(condition).order_by(key).limit(AT_ONCE))]
         if keys:
             removed += tx.execute(sa.delete(table).where(key.in_(keys))).rowcount
-    return removed
+    return removed + audit.prune(tx, now, AT_ONCE)

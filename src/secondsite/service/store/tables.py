@@ -92,6 +92,9 @@ vault = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("created", UtcTime, nullable=False),
+    sa.Column(
+        "ca_fingerprint", sa.Text
+    ),  # so that a folder with another authority is refused before it serves
     sa.CheckConstraint("id = 1", name="single"),
 )
 
@@ -369,19 +372,6 @@ registration_keys = sa.Table(
     sa.Column("uses", sa.Integer, nullable=False),
     sa.Column("uses_max", sa.Integer),
     sa.CheckConstraint("uses_max IS NULL OR uses <= uses_max", name="uses"),
-)
-
-audit = sa.Table(
-    "audit",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("time", UtcTime, nullable=False),
-    sa.Column("actor", sa.Text, nullable=False),
-    sa.Column("role", sa.Text),
-    sa.Column("method", sa.Text, nullable=False),
-    sa.Column("path", sa.Text, nullable=False),
-    sa.Column("status", sa.Integer, nullable=False),
-    sa.Column("outcome", sa.Text, nullable=False),
 )
 
 # -- health, figures and notices ---------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
+from secondsite.errors import ConflictError
 from secondsite.model.ids import SiteId
 from secondsite.service.store import rows
 from secondsite.service.store.database import Transaction
@@ -21,6 +22,29 @@ def create_vault(tx: Transaction, name: str, now: datetime) -> None:
 def get_vault(tx: Transaction) -> Vault:
     """Return the vault; NotFoundError before `init`."""
     return rows.get(tx, Vault, sa.select(vault), "vault yet: initialise the service first")
+
+
+def check_authority(tx: Transaction, fingerprint: str) -> bool:
+    """Whether the vault is of this authority, or has none recorded; False before `init`."""
+    found = tx.execute(sa.select(vault.c.ca_fingerprint)).one_or_none()
+    if found is None:
+        return False
+    if found[0] not in {None, fingerprint}:
+        raise ConflictError(
+            "this folder holds another authority than the vault in the database",
+            hint="copy ca/ca.pem and ca/ca.key from the folder in which the vault was made",
+            folder=fingerprint,
+            vault=found[0],
+        )
+    return True
+
+
+def pin_authority(tx: Transaction, fingerprint: str) -> None:
+    """Record the vault's authority, once."""
+    if check_authority(tx, fingerprint):
+        tx.execute(
+            sa.update(vault).where(vault.c.ca_fingerprint.is_(None)).values(ca_fingerprint=fingerprint)
+        )
 
 
 def create_site(tx: Transaction, site: Site) -> None:
