@@ -23,6 +23,7 @@ from secondsite.errors import CorruptError, NotFoundError, UnsupportedError
 from secondsite.journal.documents import BaseState
 from secondsite.model.ids import Digest, Epoch, Sequence
 from secondsite.model.manifest import (
+    GROUP_LABEL,
     MANIFEST_BYTES_MAX,
     Consistency,
     Manifest,
@@ -46,6 +47,8 @@ class PointInfo:
     digest: Digest
     changed: int
     stored: int
+    group: str | None = None
+    """The cut that it shares with other machines' points, "<group>:<number>"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class StoredPoint:
                 sum(log.length for log in disk.logs) + (disk.zeros.length if disk.zeros else 0)
                 for disk in disks
             ),
+            group=manifest.labels.get(GROUP_LABEL),
         )
 
 

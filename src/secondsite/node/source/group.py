@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from secondsite.capture.port import CancelledError
+from secondsite.capture.port import CancelledError, Capture, Snapshot
 from secondsite.errors import SecondSiteError
 from secondsite.model.ids import GroupId, ItemId
 from secondsite.model.manifest import GROUP_LABEL, GROUP_MEMBERS_LABEL
@@ -68,6 +68,15 @@ class Meeting:
     def still(self) -> Iterator[None]:
         """All members stand still while the snapshots of all are begun in here."""
         yield
+
+    def capture(self, capture: Capture) -> Capture:
+        """Return `capture` with its snapshot begun in `still`. Whatever freezes the guest goes around it."""
+        return capture
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What the manifest of the point carries."""
+        return {} if self.cut is None else self.cut.labels()
 
 
 class _Phase(Enum):
@@ -187,8 +196,10 @@ class _Round:
         self._done: set[ItemId] = set()
         self._stand_still: StandStill | None = None
 
-    def enter(self, item: ItemId, cancelled: Callable[[], bool]) -> None:
-        """Wait until all are ready and stand still, or until it is certain that they won't."""
+    def enter(self, item: ItemId, cancelled: Callable[[], bool]) -> bool:
+        """Wait until all are ready and stand still, or until it is certain that they won't; say which."""
+        if item in self._ready:
+            return False
         deadline = time.monotonic() + READY_MAX_S
         with self._changed:
             self._ready.add(item)
@@ -196,10 +207,12 @@ class _Round:
             while not leads and self.phase is _Phase.MET:
                 if cancelled() or time.monotonic() > deadline:
                     self._fail()
-                    return
+                    return False
                 self._changed.wait(_POLL_S)
         if leads:
             self._begin()
+        with self._changed:
+            return self.phase is _Phase.STILL
 
     def _begin(self) -> None:
         try:
@@ -283,9 +296,39 @@ class _Together(Meeting):
     @contextmanager
     def still(self) -> Iterator[None]:
         """See `Meeting.still`."""
-        self._round.enter(self._item, self._cancelled)
+        self.cut = None
+        stands = self._round.enter(self._item, self._cancelled)
         try:
             yield
         finally:
             self._round.exit(self._item)
-        self.cut = self._round.cut
+        if stands:
+            self.cut = self._round.cut
+
+    def capture(self, capture: Capture) -> Capture:
+        """See `Meeting.capture`."""
+        return _StillCapture(capture, self)
+
+
+class _StillCapture:
+    """A capture whose first snapshot is begun while the group stands still, and has the time of the cut."""
+
+    def __init__(self, capture: Capture, meeting: Meeting) -> None:
+        self._capture = capture
+        self._meeting = meeting
+
+    def snapshot(self, *, since: str | None, new: str) -> Snapshot:
+        """See the port. A second one, after tracking turned out to be lost, is the member's own."""
+        with self._meeting.still():
+            snapshot = self._capture.snapshot(since=since, new=new)
+        if self._meeting.cut is not None:
+            snapshot.time = self._meeting.cut.time
+        return snapshot
+
+    def forget(self, keep: Collection[str]) -> None:
+        """See the port."""
+        self._capture.forget(keep)
+
+    def tidy(self) -> None:
+        """See the port."""
+        self._capture.tidy()
