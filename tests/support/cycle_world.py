@@ -8,7 +8,7 @@ before its effect or after it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,17 +17,20 @@ import numpy as np
 
 from secondsite.blocks import UNKNOWN, DigestTable, block_digests
 from secondsite.capture.fake import FakeCapture
+from secondsite.capture.fake_agent import FakeAgent
 from secondsite.capture.port import Capture, Snapshot
+from secondsite.capture.quiesce import Quiescer
 from secondsite.errors import UnavailableError
 from secondsite.journal import Journal
 from secondsite.journal.base import open_raw_base
 from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId, NodeId
-from secondsite.model.manifest import VmDefinition
+from secondsite.model.manifest import Consistency, VmDefinition
 from secondsite.model.policy import Policy
 from secondsite.model.units import KIB
 from secondsite.node.records import ItemRecord, ItemStore, Peer, Role
 from secondsite.node.source import cycle as cycles
 from secondsite.node.source.cycle import Cycle, CycleOutcome
+from secondsite.node.source.group import Meeting
 from secondsite.node.target.journals import Journals
 from secondsite.node.target.receiver import JournalReceiver
 from secondsite.ship.progress import Progress
@@ -54,6 +57,7 @@ class Machine:
     def __init__(self) -> None:
         self.time = START
         self.capture = FakeCapture(SIZES, clock=self.tick, definition=VmDefinition("fake", "a machine"))
+        self.agent = FakeAgent()
         self.contents: dict[datetime, Contents] = {}
 
     def tick(self) -> datetime:
@@ -75,6 +79,8 @@ class World:
         """The number of the port call that fails; each call has two: before its effect and after it."""
         self.sent = 0
         """Bytes of parts that were on the wire."""
+        self.told: list[str] = []
+        """Codes of the events that the service would be told."""
         self._open()
 
     @classmethod
@@ -135,6 +141,16 @@ class World:
 
     def capture(self, record: ItemRecord) -> Capture:
         return _Watched(self)
+
+    def meet(self, record: ItemRecord, consistency: Consistency) -> AbstractContextManager[Meeting]:
+        return nullcontext(Meeting())
+
+    def quiescer(self, record: ItemRecord) -> Quiescer:
+        return Quiescer(self.machine.agent, self.folder / "frozen")
+
+    def tell(self, code: str, message: str) -> None:
+        assert message
+        self.told.append(code)
 
     def definition(self, record: ItemRecord) -> VmDefinition:
         return self.machine.capture.definition

@@ -13,6 +13,7 @@ class FakeAgent:
 
     file_systems: int = 2
     present: bool = True
+    running: bool = True
     frozen: bool = False
     fail_freeze: SecondSiteError | None = None
     """Raised by `freeze` after it has frozen."""
@@ -21,6 +22,10 @@ class FakeAgent:
     hooks: dict[str, int] = field(default_factory=dict)
     slow: set[str] = field(default_factory=set)
     calls: list[str] = field(default_factory=list)
+
+    def has_guest(self) -> bool:
+        """See the port."""
+        return self.running
 
     def freeze(self) -> int:
         """See the port."""

@@ -35,6 +35,10 @@ class LibvirtAgent:
         self._monotonic = monotonic
         self._sleep = sleep
 
+    def has_guest(self) -> bool:
+        """See the port."""
+        return is_active(self._machine.domain())
+
     def freeze(self) -> int:
         """See the port."""
         return int(self._ask(self._machine.domain(), "guest-fsfreeze-freeze"))

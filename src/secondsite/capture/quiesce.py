@@ -46,6 +46,10 @@ class GuestAgent(Protocol):
     Each raises UnavailableError if the agent does not answer, UnsupportedError if the machine has no channel for one.
     """
 
+    def has_guest(self) -> bool:
+        """Whether there is anything to freeze: a machine that is off has no file systems in use."""
+        ...
+
     def freeze(self) -> int:
         """Freeze all file systems; return how many. After an error they may be frozen all the same."""
         ...
@@ -81,6 +85,10 @@ class Quiescer:
         self._hook_s = hook_s
         self._pause = pause
 
+    def has_guest(self) -> bool:
+        """Whether the machine runs."""
+        return self._agent.has_guest()
+
     def around(self, begin: Callable[[], T]) -> tuple[T, SecondSiteError | None]:
         """Call `begin` while the guest's file systems are frozen.
 
@@ -103,13 +111,17 @@ class Quiescer:
             self._run_post()
         return result, freeze.problem
 
+    def has_leftover(self) -> bool:
+        """Whether a freeze was begun whose end nobody saw."""
+        return self._marker.exists()
+
     def thaw_leftover(self) -> bool:
         """Thaw what a process that died left frozen, and return whether there was anything to do. Cheap if not.
 
         Raises:
             UnavailableError: the guest does not answer; it may still be frozen, and the call is to be repeated.
         """
-        if not self._marker.exists():
+        if not self.has_leftover():
             return False
         self._agent.thaw()
         self._marker.unlink(missing_ok=True)

@@ -24,6 +24,10 @@ KeepHourly = Annotated[
     float | None,
     typer.Option(help="Age in hours from which one point a day is kept; 0: one an hour until the end."),
 ]
+AppConsistent = Annotated[
+    int | None,
+    typer.Option(help="Hours (1 to 12) between points that are taken with the guest frozen; 0: none are."),
+]
 Compression = Annotated[bool | None, typer.Option(help="Compress on the wire where it pays.")]
 Bandwidth = Annotated[int | None, typer.Option(help="Bytes a second for each item; 0 for no limit.")]
 Threshold = Annotated[int | None, typer.Option(help="Alert when the newest point is older (seconds).")]
@@ -71,6 +75,7 @@ def create_policy(
     retention_points: Points = None,
     keep_all_hours: KeepAll = None,
     keep_hourly_hours: KeepHourly = None,
+    app_consistent_hours: AppConsistent = None,
     compression: Compression = None,
     bandwidth_limit: Bandwidth = None,
     rpo_threshold_s: Threshold = None,
@@ -94,6 +99,7 @@ def change_policy(
     retention_points: Points = None,
     keep_all_hours: KeepAll = None,
     keep_hourly_hours: KeepHourly = None,
+    app_consistent_hours: AppConsistent = None,
     compression: Compression = None,
     bandwidth_limit: Bandwidth = None,
     rpo_threshold_s: Threshold = None,

@@ -21,6 +21,7 @@ class Policy:
     retention_points: at most so many points are kept (POINTS_MIN to 1,000,000).
     keep_all_hours: points younger than this are all kept, older ones one an hour; None: every point until the end.
     keep_hourly_hours: points older than this are kept one a day; None: one an hour until the end. See retention.py.
+    app_consistent_hours: every so many hours (1 to 12) a point is taken with the guest's file systems frozen; None: never.
     compression: whether parts may be compressed on the wire.
     bandwidth_limit: bytes per second that the sender may use, or None.
     rpo_threshold_s: an alert is raised when the newest point is older; it changes nothing else.
@@ -36,6 +37,7 @@ class Policy:
     shutdown_timeout_s: int = 120
     keep_all_hours: float | None = None
     keep_hourly_hours: float | None = None
+    app_consistent_hours: int | None = None
 
     def __post_init__(self) -> None:
         _check(
@@ -56,6 +58,11 @@ class Policy:
         )
         _check(self.rpo_threshold_s >= 1, "rpo_threshold_s", "choose at least 1 s")
         _check(1 <= self.shutdown_timeout_s <= 3600, "shutdown_timeout_s", "choose 1 to 3600 s")
+        _check(
+            self.app_consistent_hours is None or 1 <= self.app_consistent_hours <= 12,
+            "app_consistent_hours",
+            "choose 1 to 12 hours, or none",
+        )
         self._check_ladder()
 
     @property

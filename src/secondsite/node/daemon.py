@@ -19,8 +19,10 @@ import structlog
 from secondsite import durable
 from secondsite.capture.checkpoints import adopt_checkpoint
 from secondsite.capture.machine import Machine
+from secondsite.capture.guest_agent import LibvirtAgent
 from secondsite.capture.port import Capture
 from secondsite.capture.select import capture_for
+from secondsite.capture.quiesce import Quiescer
 from secondsite.errors import CorruptError
 from secondsite.fabric.libvirt import LibvirtFabric
 from secondsite.fabric.port import Fabric
@@ -30,6 +32,7 @@ from secondsite.nbd.image import base_opener
 from secondsite.node.channel import STANDBY_POLL_S, STANDBY_RETRY_MAX_S, Channel
 from secondsite.node.config import Folders, NodeConfig
 from secondsite.node.executor import Executor
+from secondsite.node.events import NodeEvents
 from secondsite.node.records import ItemRecord, ItemStore
 from secondsite.node.renewal import Renewal
 from secondsite.node.renewal import finish as finish_renewal
@@ -38,6 +41,8 @@ from secondsite.node.source.commands import SourceCommands
 from secondsite.node.source.replicator import Adapters, Replicators
 from secondsite.node.target.commands import TargetCommands
 from secondsite.node.target.journals import Journals
+from secondsite.node.source.consistency import thaw_leftovers
+from secondsite.node.source.groups import Groups
 from secondsite.node.target.receiver import JournalReceiver
 from secondsite.node.target.replicas import Replicas
 from secondsite.node.target.settler import Settler
@@ -72,6 +77,7 @@ class NodeDaemon:
         self._limiters: dict[str, TokenBucket] = {}
         open_base = base_opener(folders.run)
         self.journals = Journals(folders.journal, open_base)
+        self._closing = threading.Event()
 
         def sender(record: ItemRecord, cancelled: threading.Event) -> Sender:
             assert record.peer is not None
@@ -91,7 +97,13 @@ class NodeDaemon:
         adapters = Adapters(
             capture=capture,
             sender=sender,
+        self.events = NodeEvents()
+        pausing = Pausing(self.fabric, state / "groups", lambda: datetime.now(UTC), time.monotonic)
+        groups = Groups(pausing)
             definition=lambda record: self.fabric.definition(record.vm),
+            groups=groups,
+            quiescer=self._quiescer,
+            tell=self.events.tell,
             adopt_checkpoint=lambda record, name: adopt_checkpoint(
                 Machine(self.config.fabric, record.vm, record.disks), name, lambda: datetime.now(UTC)
             ),
@@ -106,7 +118,6 @@ class NodeDaemon:
             credentials,
             JournalReceiver(self.items, self.journals),
         )
-        reporter = Reporter(self.items, self.replicators, self.journals, self.fabric, clock)
         client, patience = service_client(self.config, credentials)
         self.channel = Channel(client, reporter.make, reporter.forget_sent, **patience)
         self.renewal = Renewal(credentials, client, self._renewed, clock)
@@ -130,6 +141,9 @@ class NodeDaemon:
     def close(self) -> None:
         """End in the reverse order. Views and machines go on."""
         self.executor.stopping()
+        if self.tickets is not None:
+            self.tickets.start()
+        thaw_leftovers(self.items, self._quiescer, self._closing)
         self.renewal.close()
         self.channel.close()
         self.replicators.close()
@@ -138,6 +152,7 @@ class NodeDaemon:
         self.upkeep.close()
         self.executor.close()
         self.journals.close()
+        self._closing.set()
         self.fabric.close()
         self._lock.release()
 
@@ -155,6 +170,12 @@ class NodeDaemon:
         return bucket
 
 
+        if self.tickets is not None:
+            self.tickets.reload()
+
+    def _quiescer(self, record: ItemRecord) -> Quiescer:
+        agent = LibvirtAgent(Machine(self.config.fabric, record.vm, record.disks))
+        return Quiescer(agent, self.items.folder(record.item) / "frozen")
 def service_client(config: NodeConfig, credentials: Credentials) -> tuple[ServiceClient, dict[str, float]]:
     """Return a client of the service at all its addresses, and how patient the channel is with it."""
     name = NodeId(config.service_name)

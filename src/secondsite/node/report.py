@@ -14,6 +14,7 @@ from secondsite.fabric.port import Fabric
 from secondsite.journal import PointInfo
 from secondsite.model.ids import Digest, ItemId
 from secondsite.model.manifest import format_time, parse_time
+from secondsite.node.events import NodeEvents
 from secondsite.node.records import ItemRecord, ItemStore, Role
 from secondsite.node.source.replicator import Replicators
 from secondsite.node.target.journals import Journals
@@ -31,18 +32,20 @@ class Reporter:
         journals: Journals,
         fabric: Fabric,
         clock: Callable[[], datetime],
+        events: NodeEvents | None = None,
     ) -> None:
         self._items = items
         self._replicators = replicators
         self._journals = journals
         self._fabric = fabric
         self._clock = clock
+        self._events = events or NodeEvents()
         self._lock = threading.Lock()
         self._sent: dict[ItemId, frozenset[Digest]] = {}
 
     def make(self, with_inventory: bool) -> Mapping[str, Any]:
         """Return the report's body."""
-        body: dict[str, Any] = {"items": [], "points": {}, "events": []}
+        body: dict[str, Any] = {"items": [], "points": {}, "events": self._events.take()}
         for record in self._items.all():
             body["items"].append(self._item(record))
             if record.role is Role.TARGET or (record.role is Role.ACTIVE and record.failover is not None):
@@ -102,6 +105,7 @@ class Reporter:
         """Send every point again at the next report: the last one may not have arrived."""
         with self._lock:
             self._sent.clear()
+        self._events.put_back()
 
 
 def describe_point(point: PointInfo) -> dict[str, Any]:

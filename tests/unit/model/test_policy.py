@@ -22,6 +22,8 @@ def test_the_known_copy_frequencies_are_accepted(frequency):
         ("rpo_threshold_s", 0),
         ("shutdown_timeout_s", 0),
         ("shutdown_timeout_s", 3601),
+        ("app_consistent_hours", 0),
+        ("app_consistent_hours", 13),
         ("keep_all_hours", 0.0),
         ("keep_all_hours", 25.0),
         ("keep_hourly_hours", 5.0),

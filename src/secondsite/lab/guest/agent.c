@@ -2,7 +2,8 @@
  *
  * One line of JSON comes in, one goes out (the QEMU guest agent protocol). The real agent needs libraries that the lab's
  * initramfs does not have. Known: guest-ping, guest-sync, guest-info, guest-fsfreeze-status, -freeze, -freeze-list (all
- * file systems, whatever is listed), -thaw, guest-shutdown. Everything else gets the protocol's CommandNotFound.
+ * file systems, whatever is listed), -thaw, guest-shutdown, guest-exec of a program without arguments, guest-exec-status.
+ * Everything else gets the protocol's CommandNotFound.
  *
  * It prints SS-FREEZE and SS-THAW, so that the host can see that a freeze was real, and how long it lasted.
  */
@@ -16,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -70,6 +72,33 @@ static int asks_for(const char *line, const char *command) {
     return strstr(line, text) != NULL;
 }
 
+static void execute(const char *line, char *reply, size_t size) {
+    char program[256] = "";
+    const char *path = strstr(line, "\"path\":\"");
+    if (path) sscanf(path + 8, "%255[^\"]", program);
+    if (access(program, X_OK)) {
+        snprintf(reply, size, "{\"error\":{\"class\":\"GenericError\",\"desc\":\"Failed to execute child process\"}}\n");
+        return;
+    }
+    pid_t child = fork();
+    if (child == 0) {
+        execl(program, program, NULL);
+        _exit(127);
+    }
+    snprintf(reply, size, "{\"return\":{\"pid\":%d}}\n", child);
+}
+
+static void execution(const char *line, char *reply, size_t size) {
+    const char *pid = strstr(line, "\"pid\":");
+    int status = 0;
+    if (!pid || waitpid(atoi(pid + 6), &status, WNOHANG) <= 0)
+        snprintf(reply, size, "{\"return\":{\"exited\":false}}\n");
+    else if (WIFEXITED(status))
+        snprintf(reply, size, "{\"return\":{\"exited\":true,\"exitcode\":%d}}\n", WEXITSTATUS(status));
+    else
+        snprintf(reply, size, "{\"return\":{\"exited\":true,\"signal\":%d}}\n", WTERMSIG(status));
+}
+
 static void answer(int fd, const char *line) {
     char reply[512];
     const char *id = strstr(line, "\"id\":");
@@ -91,7 +120,11 @@ static void answer(int fd, const char *line) {
         frozen = 0;
         printf("SS-THAW file-systems=%d\n", count);
         snprintf(reply, sizeof reply, "{\"return\":%d}\n", count);
-    } else if (asks_for(line, "guest-shutdown")) {
+    } else if (asks_for(line, "guest-exec"))
+        execute(line, reply, sizeof reply);
+    else if (asks_for(line, "guest-exec-status"))
+        execution(line, reply, sizeof reply);
+    else if (asks_for(line, "guest-shutdown")) {
         shut_down(); /* the protocol has no answer to it */
         return;
     } else

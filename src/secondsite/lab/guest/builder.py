@@ -21,6 +21,7 @@ from secondsite.lab.guest.kernel import Kernel, fetch_kernel
 
 _COMPILE: Final = ("gcc", "-O2", "-static", "-s")
 _PROGRAMS: Final = ("workload", "agent")
+_HOOKS: Final = ("pre-freeze", "post-thaw")
 _APPLETS: Final = ["sh", "mount", "insmod", "ip", "udhcpc", "sync", "poweroff", "echo", "sleep"]
 
 
@@ -65,7 +66,12 @@ class GuestBuilder:
             name: (package / name).read_bytes() for name in ("init", *(f"{name}.c" for name in _PROGRAMS))
         }
         key = hashlib.sha256("\0".join((*_COMPILE, *_APPLETS, kernel.version)).encode())
-        for content in (busybox, *sources.values(), *(module.name.encode() for module in kernel.modules)):
+        for content in (
+            busybox,
+            *sources.values(),
+            *map(_hook, _HOOKS),
+            *(module.name.encode() for module in kernel.modules),
+        ):
             key.update(len(content).to_bytes(8, "little") + content)
         initrd = self._folder / kernel.image.parent.name / f"initrd-{key.hexdigest()[:16]}.img"
         if not initrd.exists():
@@ -102,16 +108,23 @@ class GuestBuilder:
 
 
 def _entries(kernel: Kernel, programs: dict[str, bytes], init: bytes) -> dict[str, initramfs.Entry]:
-    folders = ("bin", "dev", "proc", "sys", "mnt", "modules", "tmp")
+    folders = ("bin", "dev", "proc", "sys", "mnt", "modules", "tmp", "etc", "etc/secondsite")
     entries = {name: initramfs.folder() for name in folders}
     entries["init"] = initramfs.program(init)
     entries |= {f"bin/{name}": initramfs.program(content) for name, content in programs.items()}
     for applet in _APPLETS:
         entries[f"bin/{applet}"] = initramfs.link("busybox")
+    for hook in _HOOKS:
+        entries[f"etc/secondsite/{hook}"] = initramfs.program(_hook(hook))
     for place, module in enumerate(kernel.modules):
         # The name's number keeps the order in which init loads them.
         entries[f"modules/{place:02}-{module.name}"] = initramfs.program(module.read_bytes())
     return entries
+
+
+def _hook(name: str) -> bytes:
+    """Return a hook of the guest's freezes (capture/quiesce.py): it tells on the console that it ran."""
+    return f"#!/bin/sh\necho SS-HOOK {name} >/dev/console\n".encode()
 
 
 def _busybox() -> bytes:

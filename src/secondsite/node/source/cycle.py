@@ -27,6 +27,7 @@ import structlog
 from secondsite.blocks import DigestTable
 from secondsite.capture.parts import Mode, Part, SpoolBudget, produce
 from secondsite.capture.port import Capture, Snapshot
+from secondsite.capture.quiesce import Quiescer
 from secondsite.errors import CorruptError, TrackingLostError
 from secondsite.journal import table_label
 from secondsite.model.ids import Digest, DiskKey, Sequence
@@ -41,6 +42,7 @@ from secondsite.model.manifest import (
 from secondsite.model.units import MIB, PART_DATA_MAX
 from secondsite.node.records import Acked, ItemRecord, ItemStore
 from secondsite.node.source.belief import Belief
+from secondsite.node.source.consistency import Quiet
 from secondsite.ship.protocol import PartKind
 from secondsite.ship.sender import Outgoing, Sender
 
@@ -82,6 +84,10 @@ class Ports(Protocol):
 
     def capture(self, record: ItemRecord) -> Capture: ...
 
+    def quiescer(self, record: ItemRecord) -> Quiescer | None: ...
+
+    def tell(self, code: str, message: str) -> None: ...
+
     def definition(self, record: ItemRecord) -> VmDefinition: ...
 
     def sender(self, record: ItemRecord) -> Sender: ...
@@ -100,6 +106,7 @@ class Cycle:
         self._folder = ports.items.folder(item.item)
         self._target = Belief(ports.items, item.item)
         self._certain = False
+        self.quiet = Quiet(ports, item)
         self.kind = PointKind.DELTA
 
     def run(self, consistency: Consistency = Consistency.CRASH) -> CycleOutcome:
@@ -111,6 +118,7 @@ class Cycle:
         """
         started = self._ports.monotonic()
         record = self._ports.items.get(self._item)
+        self.quiet.thaw_leftover(record)
         sender = self._ports.sender(record)
         if not self._certain:
             # First, before anything waits for the network: a snapshot that a dead process left costs the guest space.
@@ -139,7 +147,7 @@ class Cycle:
         started: float,
         wire_before: int,
     ) -> CycleOutcome:
-        capture = self._ports.capture(record)
+        capture = self.quiet.capture(self._ports.capture(record), record, consistency)
         name = f"ss-{uuid.uuid4().hex[:12]}"
         with ExitStack() as stack:
             snapshot, record = self._snapshot(stack, capture, record, name)
@@ -152,10 +160,11 @@ class Cycle:
                 pending, parts = self._ship_changes(record, sender, snapshot, tables)
             # Raises if the bytes turn out not to be one instant: before anything is sealed.
             snapshot.close()
-            manifest = self._manifest(record, snapshot, parts, consistency, tables)
+            manifest = self._manifest(record, snapshot, parts, capture.consistency, tables)
             promise = self._target.promise_point(manifest, snapshot.checkpoint, pending)
             self._target.seal(sender, manifest)
             self._target.acknowledge(record, promise, manifest=manifest, tables=tables)
+        self.quiet.sealed(record, capture)
         capture.forget(keep={promise.checkpoint} - {""})
         changed = sum(disk.changed for disk in parts.values())
         self._ports.items.count(record.item, "bytes_changed", changed)

@@ -19,8 +19,9 @@ import structlog
 
 from secondsite.capture.port import Capture
 from secondsite.errors import ConflictError, SecondSiteError, StaleEpochError
+from secondsite.capture.quiesce import Quiescer
 from secondsite.model.ids import ItemId
-from secondsite.model.manifest import Consistency, PointKind, VmDefinition
+from secondsite.model.manifest import Consistency, PointKind, VmDefinition, format_time
 from secondsite.node.executor import Progress
 from secondsite.node.records import ItemRecord, ItemStore, Role
 from secondsite.node.source.cycle import Cycle, CycleOutcome
@@ -78,6 +79,19 @@ class Replicator:
 
     def sender(self, record: ItemRecord) -> Sender:
         """Return the kept sender; a failed cycle drops it."""
+    def meet(self, record: ItemRecord, consistency: Consistency) -> AbstractContextManager[Meeting]:
+        """Bring the cycle together with those of the item's group, if it has one."""
+        groups = self._adapters.groups
+        return nullcontext(Meeting()) if groups is None else groups.meet(record, consistency, self.cancelled)
+
+    def quiescer(self, record: ItemRecord) -> Quiescer | None:
+        """Return what freezes the guest."""
+        return self._adapters.quiescer(record)
+
+    def tell(self, code: str, message: str) -> None:
+        """Have the service told what happened."""
+        self._adapters.tell(self.item, code, message)
+
         if self._sender is None:
             self._sender = self._adapters.sender(record, self._stop)
         return self._sender
@@ -173,6 +187,8 @@ class Replicator:
         due = self.monotonic()
         while not self._stop.is_set():
             interval = self.items.get(self.item).policy.copy_frequency_s
+            "app_consistent": self._app_consistent(),
+            "group": None if self._adapters.groups is None else self._adapters.groups.describe(self.item),
             try:
                 self._once(Consistency.CRASH)
                 backoff.succeeded()
@@ -250,6 +266,14 @@ def _describe(outcome: CycleOutcome) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 3),
         "bytes_changed": outcome.changed,
         "bytes_shipped": outcome.shipped,
+    def _app_consistent(self) -> dict[str, Any]:
+        quiet = self._cycle.quiet
+        reached = quiet.times.reached_at
+        return {
+            "time": None if reached is None else format_time(reached),
+            "problem": None if quiet.problem is None else quiet.problem.to_dict(),
+        }
+
     }
 
 

@@ -118,6 +118,7 @@ class PolicyView(BaseModel):
     shutdown_timeout_s: int
     keep_all_hours: float | None
     keep_hourly_hours: float | None
+    app_consistent_hours: int | None
 
 
 class NetworkView(BaseModel):

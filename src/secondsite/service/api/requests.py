@@ -10,7 +10,7 @@ from secondsite.service.usecases.operations import TestNetwork
 from secondsite.service.vocabulary import Role
 
 Name = Annotated[str, Field(min_length=1, max_length=63)]
-_NONE_BY_ZERO = frozenset({"bandwidth_limit", "keep_all_hours", "keep_hourly_hours"})
+_NONE_BY_ZERO = frozenset({"bandwidth_limit", "keep_all_hours", "keep_hourly_hours", "app_consistent_hours"})
 
 
 class Body(BaseModel):
@@ -75,6 +75,9 @@ class PolicyChange(Body):
     )
     keep_hourly_hours: float | None = Field(
         None, description="older points are kept one a day; 0: one an hour until the end", examples=[72.0]
+    )
+    app_consistent_hours: int | None = Field(
+        None, description="1 to 12: so often the guest is frozen for a moment; 0: never", examples=[4]
     )
 
     def settings(self) -> dict[str, Any]:
