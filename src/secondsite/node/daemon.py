@@ -18,11 +18,11 @@ import structlog
 
 from secondsite import durable
 from secondsite.capture.checkpoints import adopt_checkpoint
-from secondsite.capture.machine import Machine
 from secondsite.capture.guest_agent import LibvirtAgent
+from secondsite.capture.machine import Machine
 from secondsite.capture.port import Capture
-from secondsite.capture.select import capture_for
 from secondsite.capture.quiesce import Quiescer
+from secondsite.capture.select import capture_for
 from secondsite.errors import CorruptError
 from secondsite.fabric.libvirt import LibvirtFabric
 from secondsite.fabric.port import Fabric
@@ -31,18 +31,17 @@ from secondsite.model.ids import NodeId
 from secondsite.nbd.image import base_opener
 from secondsite.node.channel import STANDBY_POLL_S, STANDBY_RETRY_MAX_S, Channel
 from secondsite.node.config import Folders, NodeConfig
-from secondsite.node.executor import Executor
 from secondsite.node.events import NodeEvents
+from secondsite.node.executor import Executor
 from secondsite.node.records import ItemRecord, ItemStore
 from secondsite.node.renewal import Renewal
 from secondsite.node.renewal import finish as finish_renewal
 from secondsite.node.report import Reporter
 from secondsite.node.source.commands import SourceCommands
+from secondsite.node.source.consistency import thaw_leftovers
 from secondsite.node.source.replicator import Adapters, Replicators
 from secondsite.node.target.commands import TargetCommands
 from secondsite.node.target.journals import Journals
-from secondsite.node.source.consistency import thaw_leftovers
-from secondsite.node.source.groups import Groups
 from secondsite.node.target.receiver import JournalReceiver
 from secondsite.node.target.replicas import Replicas
 from secondsite.node.target.settler import Settler
@@ -74,10 +73,10 @@ class NodeDaemon:
         self.fabric = fabric or LibvirtFabric(self.config.fabric)
         self.items = ItemStore(folders.items)
         _finish_deletes(folders)
+        self._closing = threading.Event()
         self._limiters: dict[str, TokenBucket] = {}
         open_base = base_opener(folders.run)
         self.journals = Journals(folders.journal, open_base)
-        self._closing = threading.Event()
 
         def sender(record: ItemRecord, cancelled: threading.Event) -> Sender:
             assert record.peer is not None
@@ -94,16 +93,13 @@ class NodeDaemon:
         def capture(record: ItemRecord) -> Capture:
             return capture_for(self.config.fabric, record.vm, record.disks, _scratch(folders, record))
 
-        adapters = Adapters(
-            capture=capture,
-            sender=sender,
         self.events = NodeEvents()
-        pausing = Pausing(self.fabric, state / "groups", lambda: datetime.now(UTC), time.monotonic)
-        groups = Groups(pausing)
-            definition=lambda record: self.fabric.definition(record.vm),
-            groups=groups,
+        adapters = Adapters(
             quiescer=self._quiescer,
             tell=self.events.tell,
+            capture=capture,
+            sender=sender,
+            definition=lambda record: self.fabric.definition(record.vm),
             adopt_checkpoint=lambda record, name: adopt_checkpoint(
                 Machine(self.config.fabric, record.vm, record.disks), name, lambda: datetime.now(UTC)
             ),
@@ -117,6 +113,9 @@ class NodeDaemon:
             (self.config.listen_host, self.config.listen_port),
             credentials,
             JournalReceiver(self.items, self.journals),
+        )
+        reporter = Reporter(
+            self.items, self.replicators, self.journals, self.fabric, clock, events=self.events
         )
         client, patience = service_client(self.config, credentials)
         self.channel = Channel(client, reporter.make, reporter.forget_sent, **patience)
@@ -132,6 +131,7 @@ class NodeDaemon:
     def start(self) -> None:
         """Start everything; the data plane first."""
         self.listener.start()
+        thaw_leftovers(self.items, self._quiescer, self._closing)
         self.replicators.start_all()
         self.upkeep.start()
         self.channel.start(self.executor.submit, self.executor.running)
@@ -140,10 +140,8 @@ class NodeDaemon:
 
     def close(self) -> None:
         """End in the reverse order. Views and machines go on."""
+        self._closing.set()
         self.executor.stopping()
-        if self.tickets is not None:
-            self.tickets.start()
-        thaw_leftovers(self.items, self._quiescer, self._closing)
         self.renewal.close()
         self.channel.close()
         self.replicators.close()
@@ -152,13 +150,16 @@ class NodeDaemon:
         self.upkeep.close()
         self.executor.close()
         self.journals.close()
-        self._closing.set()
         self.fabric.close()
         self._lock.release()
 
     def _renewed(self) -> None:
         """New connections show the new certificate. A sender whose old one is refused is made anew by its next cycle."""
         self.listener.reload()
+
+    def _quiescer(self, record: ItemRecord) -> Quiescer:
+        agent = LibvirtAgent(Machine(self.config.fabric, record.vm, record.disks))
+        return Quiescer(agent, self.items.folder(record.item) / "frozen")
 
     def _limiter(self, record: ItemRecord) -> TokenBucket | None:
         limit = record.policy.bandwidth_limit
@@ -170,12 +171,6 @@ class NodeDaemon:
         return bucket
 
 
-        if self.tickets is not None:
-            self.tickets.reload()
-
-    def _quiescer(self, record: ItemRecord) -> Quiescer:
-        agent = LibvirtAgent(Machine(self.config.fabric, record.vm, record.disks))
-        return Quiescer(agent, self.items.folder(record.item) / "frozen")
 def service_client(config: NodeConfig, credentials: Credentials) -> tuple[ServiceClient, dict[str, float]]:
     """Return a client of the service at all its addresses, and how patient the channel is with it."""
     name = NodeId(config.service_name)

@@ -18,8 +18,8 @@ from typing import Any, Final
 import structlog
 
 from secondsite.capture.port import Capture
-from secondsite.errors import ConflictError, SecondSiteError, StaleEpochError
 from secondsite.capture.quiesce import Quiescer
+from secondsite.errors import ConflictError, SecondSiteError, StaleEpochError
 from secondsite.model.ids import ItemId
 from secondsite.model.manifest import Consistency, PointKind, VmDefinition, format_time
 from secondsite.node.executor import Progress
@@ -44,6 +44,8 @@ class Adapters:
     adopt_checkpoint: Callable[[ItemRecord, str], None]
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     monotonic: Callable[[], float] = time.monotonic
+    quiescer: Callable[[ItemRecord], Quiescer | None] = lambda _: None
+    tell: Callable[[ItemId, str, str], None] = lambda _item, _code, _message: None
 
 
 class Replicator:
@@ -73,17 +75,6 @@ class Replicator:
         """Return the capture that fits the machine's power state now."""
         return self._adapters.capture(record)
 
-    def definition(self, record: ItemRecord) -> VmDefinition:
-        """Return the machine's definition, without our lock on it."""
-        return self._adapters.definition(record)
-
-    def sender(self, record: ItemRecord) -> Sender:
-        """Return the kept sender; a failed cycle drops it."""
-    def meet(self, record: ItemRecord, consistency: Consistency) -> AbstractContextManager[Meeting]:
-        """Bring the cycle together with those of the item's group, if it has one."""
-        groups = self._adapters.groups
-        return nullcontext(Meeting()) if groups is None else groups.meet(record, consistency, self.cancelled)
-
     def quiescer(self, record: ItemRecord) -> Quiescer | None:
         """Return what freezes the guest."""
         return self._adapters.quiescer(record)
@@ -92,6 +83,12 @@ class Replicator:
         """Have the service told what happened."""
         self._adapters.tell(self.item, code, message)
 
+    def definition(self, record: ItemRecord) -> VmDefinition:
+        """Return the machine's definition, without our lock on it."""
+        return self._adapters.definition(record)
+
+    def sender(self, record: ItemRecord) -> Sender:
+        """Return the kept sender; a failed cycle drops it."""
         if self._sender is None:
             self._sender = self._adapters.sender(record, self._stop)
         return self._sender
@@ -176,6 +173,7 @@ class Replicator:
             "retry_in_s": None
             if self._retry_at is None
             else max(0.0, round(self._retry_at - self.monotonic(), 1)),
+            "app_consistent": self._app_consistent(),
             "last_cycle": cycles[-1] if cycles else None,
             "cycles": cycles,
         }
@@ -187,8 +185,6 @@ class Replicator:
         due = self.monotonic()
         while not self._stop.is_set():
             interval = self.items.get(self.item).policy.copy_frequency_s
-            "app_consistent": self._app_consistent(),
-            "group": None if self._adapters.groups is None else self._adapters.groups.describe(self.item),
             try:
                 self._once(Consistency.CRASH)
                 backoff.succeeded()
@@ -253,6 +249,14 @@ class Replicator:
             self._sender.close()
             self._sender = None
 
+    def _app_consistent(self) -> dict[str, Any]:
+        quiet = self._cycle.quiet
+        reached = quiet.times.reached_at
+        return {
+            "time": None if reached is None else format_time(reached),
+            "problem": None if quiet.problem is None else quiet.problem.to_dict(),
+        }
+
     def _eta(self, rate: float) -> float | None:
         if not rate or self._total is None:
             return None
@@ -266,14 +270,6 @@ def _describe(outcome: CycleOutcome) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 3),
         "bytes_changed": outcome.changed,
         "bytes_shipped": outcome.shipped,
-    def _app_consistent(self) -> dict[str, Any]:
-        quiet = self._cycle.quiet
-        reached = quiet.times.reached_at
-        return {
-            "time": None if reached is None else format_time(reached),
-            "problem": None if quiet.problem is None else quiet.problem.to_dict(),
-        }
-
     }
 
 
