@@ -55,6 +55,8 @@ class PointKind(StrEnum):
     DELTA = "delta"
     RESYNC = "resync"
     MERGED = "merged"
+    DIVERGED = "diverged"
+    """The first point of a reversed item's journal: the old side's disks as they were, with what nobody else has."""
 
 
 @dataclass(frozen=True, slots=True)

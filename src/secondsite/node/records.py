@@ -48,11 +48,17 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The node on the other side; host and port are those of its listener (source role only)."""
+    """The node on the other side; host and port are those of its listener (source role only).
+
+    service: the Kerberos principal of that listener, if it takes tickets and no certificates (source role).
+    principal: the one that may speak for the node beside its certificate (target role).
+    """
 
     node: NodeId
     host: str = ""
     port: int = 0
+    service: str = ""
+    principal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,8 @@ class ItemRecord:
     """The old machine's disks: prepared (with marks), or the base of the journal."""
     marks: Mapping[DiskKey, list[list[int]]] = field(default_factory=dict)
     """What the files of those disks looked like when the last point was sealed; empty once they were adopted."""
+    formats: Mapping[DiskKey, str] = field(default_factory=dict)
+    """The formats of those disks that are not qcow2. Never guessed: a guest may write any header into a raw disk."""
     ran: bool = False
     """Whether the machine ran when its failover was prepared or it was demoted, and no release has started it since."""
     diverged: bool = False

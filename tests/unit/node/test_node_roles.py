@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,15 @@ from secondsite.errors import ConflictError, StaleEpochError, TrackingLostError,
 from secondsite.fabric.fake import FakeImage
 from secondsite.fabric.port import PowerState
 from secondsite.model.ids import Digest, DiskKey, Epoch, Sequence
+from secondsite.model.manifest import PointKind
 from secondsite.nbd.image import base_opener, stop_shared
 from secondsite.node import images
 from secondsite.node.images import bitmaps
 from secondsite.node.records import Replica, Role
-from secondsite.node.target import commands as target_commands
+from secondsite.node.target import adoption
 from support.journals import ITEM, VDA, VDB, Model, filled
 from support.power import unsynced
-from support.role_world import Killed, SourceSide, with_real_images
+from support.role_world import Killed, SourceSide, killed_at, with_real_images
 
 LOCAL = DiskKey("vdc")
 TARGET = {"target": {"node": "other", "host": "127.0.0.1", "port": 1}, "policy": {}}
@@ -334,8 +337,33 @@ class OldSide:
         old.close()
         self.side.stand_by()
 
-    def adopt(self, act: Callable[..., Any]) -> Any:
-        return act("target.adopt", 2, source_node="other", policy={})
+    def adopt(self, act: Callable[..., Any], epoch: int = 2, after: int = 0) -> Any:
+        return act("target.adopt", epoch, source_node="other", policy={}, after=after)
+
+    def check_diverged(self, answer: Mapping[str, Any], epoch: int = 2) -> None:
+        """Its journal has one point, pinned for good, that reads as the images do."""
+        record = self.side.record
+        assert (record.role, record.vm, record.marks, record.diverged) == (Role.TARGET, "", {}, False)
+        assert self.side.fabric.inventory().vms == ()
+        assert [bitmaps(image) for image in self.images.values()] == [["theirs"]] * 2
+        journal = self.side.journals.get(ITEM)
+        (point,) = journal.points()
+        assert (point.kind, point.sequence, point.digest, point.epoch) == (
+            PointKind.DIVERGED,
+            answer["sequence"],
+            answer["digest"],
+            epoch,
+        )
+        assert [(pin.sequence, pin.owner, pin.lasting) for pin in journal.pins()] == [
+            (point.sequence, "diverged", True)
+        ]
+        assert "<name>web</name>" in journal.manifest().vm.text
+        with journal.view(purpose="test", verify=True) as view:
+            for disk, image in self.images.items():
+                raw = image.with_suffix(".now")
+                _run("qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", image, raw)
+                assert view.disks[disk].read(0, view.disks[disk].size) == raw.read_bytes()
+        assert list(journal.verify()) == []
 
     def check(self) -> None:
         """It is the target of the other side, from the point that the old disks hold."""
@@ -382,24 +410,32 @@ def _replace(image: Path) -> None:
 CHANGES: Mapping[str, Callable[[Path], object]] = {
     "written": _write,
     "replaced": _replace,
-    "gone": Path.unlink,
     "written below": lambda image: _write(_below(image)),
 }
 
 
 def test_untouched_old_disks_become_the_base_of_the_journal(old_side: OldSide) -> None:
-    old_side.adopt(old_side.side.done)
+    assert old_side.adopt(old_side.side.done) == {"base": "point"}
     old_side.check()
-    old_side.adopt(old_side.side.done)
+    assert old_side.adopt(old_side.side.done) == {"base": "point"}
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_old_disks_that_were_changed_after_the_last_point_are_not_adopted(
+@pytest.mark.parametrize("change", ["written", "replaced", "written below"])
+def test_old_disks_that_were_changed_after_the_last_point_are_kept_as_they_are(
     old_side: OldSide, change: str
 ) -> None:
-    """Every point of the reversed item was wrong where somebody had written, and nothing told so."""
-    side = old_side.side
+    """They were refused; before that, every point of the reversed item was wrong where somebody had written."""
     CHANGES[change](old_side.images[VDB])
+    answer = old_side.adopt(old_side.side.done)
+    assert (answer["base"], answer["sequence"]) == ("diverged", 8)
+    assert answer["reason"] == "written to after the last point was sealed: vdb"
+    old_side.check_diverged(answer)
+    assert old_side.adopt(old_side.side.done) == answer
+
+
+def test_old_disks_that_are_gone_are_no_base(old_side: OldSide) -> None:
+    side = old_side.side
+    old_side.images[VDB].unlink()
     for _ in range(2):
         assert old_side.adopt(side.refused) == ConflictError.code
     assert side.record.role is Role.STANDBY
@@ -409,20 +445,58 @@ def test_old_disks_that_were_changed_after_the_last_point_are_not_adopted(
     assert "ss-last" in bitmaps(old_side.images[VDA])
 
 
+def test_disks_that_an_administrator_moved_to_a_snapshot_are_no_base(old_side: OldSide) -> None:
+    side = old_side.side
+    side.items.change(ITEM, images={**side.record.images, VDB: "/elsewhere/before-snapshot.qcow2"})
+    assert old_side.adopt(side.refused) == ConflictError.code
+    assert [vm.name for vm in side.fabric.inventory().vms] == ["web"]
+
+
+def test_the_disks_of_a_side_that_was_demoted_while_it_ran_are_kept_as_they_are(old_side: OldSide) -> None:
+    """Nobody knows what it wrote after its last point, although its files look as they did."""
+    side = old_side.side
+    side.done("source.release", 3, epoch=3)
+    _write(old_side.images[VDA])
+    side.done("source.demote", 4, new_epoch=4)
+    answer = old_side.adopt(side.done, 4, after=40)
+    assert (answer["base"], answer["sequence"]) == ("diverged", 41)
+    assert "not shut down" in answer["reason"]
+    old_side.check_diverged(answer, epoch=4)
+
+
+def test_what_was_kept_is_given_up_only_by_order(old_side: OldSide) -> None:
+    side = old_side.side
+    _write(old_side.images[VDA])
+    old_side.adopt(side.done)
+    journal = side.journals.get(ITEM)
+    assert [pin.owner for pin in journal.pins()] == ["diverged"]
+    for _ in range(2):
+        side.done("target.drop_diverged", 2)
+        assert journal.pins() == []
+
+
+def test_an_item_whose_old_disks_were_kept_can_be_disabled(old_side: OldSide) -> None:
+    _write(old_side.images[VDA])
+    old_side.adopt(old_side.side.done)
+    old_side.side.done("target.remove", 2, delete_replica=False)
+    assert old_side.side.items.find(ITEM) is None
+    assert all(image.exists() for image in old_side.images.values())
+
+
 @pytest.mark.parametrize("cut", ["before the bitmaps", "amid the bitmaps", "after the bitmaps"])
 def test_adopting_goes_on_after_a_crash_between_comparing_and_making_the_journal(
     old_side: OldSide, monkeypatch: pytest.MonkeyPatch, cut: str
 ) -> None:
-    """Removing our own bitmaps changes the files, which must not be taken for somebody's writes."""
+    """Removing our own bitmaps changes the files. Until they are marked anew nobody knows who wrote: then it is compared."""
 
     def kill(*_args: object, **_fields: object) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:
         if cut == "before the bitmaps":
-            patch.setattr(target_commands, "release_images", kill)
+            patch.setattr(adoption, "release_images", kill)
         elif cut == "after the bitmaps":
-            patch.setattr(target_commands.Journal, "adopt", kill)
+            patch.setattr(adoption.Journal, "adopt", kill)
         else:
             real = images._qemu_img
 
@@ -435,5 +509,52 @@ def test_adopting_goes_on_after_a_crash_between_comparing_and_making_the_journal
             old_side.adopt(old_side.side.act)
     assert old_side.side.record.role is Role.STANDBY
     old_side.side.reopen()
-    old_side.adopt(old_side.side.done)
-    old_side.check()
+    answer = old_side.adopt(old_side.side.done)
+    if cut == "after the bitmaps":
+        assert answer == {"base": "point"}
+        old_side.check()
+    else:
+        assert "cut" in answer["reason"]
+        old_side.check_diverged(answer)
+
+
+@pytest.mark.parametrize("cut", ["amid the bitmaps", "after the bitmaps"])
+def test_a_write_between_two_tries_of_adopting_is_kept(
+    old_side: OldSide, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    """The marks were cleared by the first try, so the second one took anything for the last point."""
+
+    def kill(*_args: object, **_fields: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            *((adoption, "release_images") if cut == "amid the bitmaps" else (adoption.Journal, "adopt")),
+            kill,
+        )  # type: ignore[call-overload]
+        with pytest.raises(Killed):
+            old_side.adopt(old_side.side.act)
+    old_side.side.reopen()
+    _write(old_side.images[VDB])
+    old_side.check_diverged(old_side.adopt(old_side.side.done))
+
+
+def test_adopting_changed_disks_ends_right_whatever_step_it_is_cut_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeImage, "read", with_real_images(FakeImage.read))
+    for at in itertools.count():
+        old = OldSide(tmp_path / str(at))
+        _write(old.images[VDA])
+        ended = False
+        with killed_at(old.side, at), suppress(Killed):
+            old.adopt(old.side.act)
+            ended = True
+        old.side.reopen()
+        answer = old.adopt(old.side.done)
+        assert answer["base"] == "diverged", f"cut before step {at}"
+        old.check_diverged(answer)
+        old.close()
+        if ended:
+            break
+    assert at >= 8

@@ -3,30 +3,40 @@
 The tables are never ahead of the target. Before parts are applied to a base, or a point is sealed, the promise is
 written down; after the acknowledgement the tables are advanced, and the promise goes. What a crash leaves is resolved by
 asking the target: if its last point is the promised one the promise is kept, if it is the one before it is dropped,
-and if it is another the tables are fetched from the target. Blocks of parts that may or may not have been applied become
-unknown: they are shipped again.
+and if it is another the tables are fetched from the target, and what differs from ours is looked at again (see
+suspects.py). Blocks of parts that may or may not have been applied become unknown: they are shipped again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import blake3
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from secondsite import durable
 from secondsite.blocks import DigestTable
 from secondsite.capture.parts import Part
 from secondsite.capture.pending import PendingRecord
-from secondsite.errors import OutOfSequenceError, SecondSiteError, StaleEpochError, TrackingLostError
+from secondsite.capture.runs import RunList, Runs, true_runs
+from secondsite.errors import (
+    CorruptError,
+    OutOfSequenceError,
+    SecondSiteError,
+    StaleEpochError,
+    TrackingLostError,
+)
 from secondsite.model.ids import Digest, DiskKey, ItemId, Sequence, parse_digest
 from secondsite.model.manifest import Manifest, PointKind, format_time
 from secondsite.model.units import BLOCK
 from secondsite.node.records import Acked, ItemRecord, ItemStore
+from secondsite.node.source.suspects import Suspects
 from secondsite.ship.protocol import CellRange, LastPoint
 from secondsite.ship.sender import Sender
 
@@ -42,6 +52,16 @@ class Belief:
         self._items = items
         self._folder = items.folder(item)
         self._base_doubted = False
+        self._suspects = Suspects(self._folder / "suspects")
+
+    def suspects(self) -> Mapping[DiskKey, Runs]:
+        """Return the blocks that a cycle must look at although its bitmap does not name them."""
+        try:
+            return self._suspects.load()
+        except CorruptError as error:
+            raise TrackingLostError(
+                "what the target's last point differs in is not known any more"
+            ) from error
 
     def tables(self, record: ItemRecord) -> OpenTables:
         """Return the item's digest tables, to be opened by `with`."""
@@ -96,7 +116,8 @@ class Belief:
             manifest = Manifest.from_bytes((self._folder / "manifest.pending").read_bytes())
         durable.write_atomic(self._folder / "manifest.json", manifest.to_bytes())
         acked = Acked(promise.sequence, promise.digest, format_time(manifest.time), promise.checkpoint)
-        self._items.change(record.item, acked=acked)
+        self._items.change(record.item, acked=acked, compare=False)
+        self._suspects.clear()
         PendingRecord.discard(self._pending_path)
 
     # -- after a failure or a restart ----------------------------------------------------------------------
@@ -146,7 +167,7 @@ class Belief:
         log.warning("the pending record is damaged", item=record.item, error=error.to_dict())
         last = sender.status().last
         if last is not None:
-            self._relearn(record, sender, last)
+            self._relearn(record, sender, last, checkpoint="")
             return
         # No point was sealed yet: nobody knows what of the base was written. Ship everything again.
         with self.tables(record) as tables:
@@ -155,16 +176,49 @@ class Belief:
                 table.sync()
         PendingRecord.discard(self._pending_path)
 
-    def _relearn(self, record: ItemRecord, sender: Sender, last: LastPoint) -> None:
-        """The target's last point is not one we know: fetch its digests and go on by compare."""
+    def _relearn(
+        self, record: ItemRecord, sender: Sender, last: LastPoint, *, checkpoint: str | None = None
+    ) -> None:
+        """The target's last point is not one we know: fetch its digests, and look at what differs from ours.
+
+        Our bitmap still tells what the machine wrote since the point that our tables describe. Where the target's
+        digests differ from theirs, its point differs from that one. Nothing else can differ.
+        """
         log.warning("the target's last point is unknown here", item=record.item, sequence=last.sequence)
         self._items.count(record.item, "relearned")
-        with self.tables(record) as tables:
-            for disk, table in tables.items():
-                _fetch_table(sender, disk, table)
-        acked = Acked(last.sequence, last.digest, format_time(last.time), checkpoint="")
+        if checkpoint is None:
+            checkpoint = record.acked.checkpoint if record.acked else ""
+        fetched = {disk: self._fetch(record, sender, disk) for disk in record.disks}
+        if checkpoint and not self._suspect({disk: found.differs for disk, found in fetched.items()}):
+            checkpoint = ""
+        for disk, found in fetched.items():
+            durable.rename_durable(found.path, self._folder / "digests" / f"{disk}.tbl")
+        acked = Acked(last.sequence, last.digest, format_time(last.time), checkpoint)
         self._items.change(record.item, acked=acked)
         PendingRecord.discard(self._pending_path)
+
+    def _suspect(self, found: Mapping[DiskKey, Runs]) -> bool:
+        try:
+            return self._suspects.add(found)
+        except CorruptError as error:
+            log.warning("comparing everything", error=error.to_dict())
+            return False
+
+    def _fetch(self, record: ItemRecord, sender: Sender, disk: DiskKey) -> _Fetched:
+        """Fetch what the target holds at its last point into a table beside ours."""
+        ours = self._folder / "digests" / f"{disk}.tbl"
+        path = ours.with_name(f"{disk}.fetched")
+        path.unlink(missing_ok=True)
+        differs = RunList()
+        with DigestTable.open(ours, record.key) as table:
+            DigestTable.create(path, table.disk_size, record.key).close()
+            with DigestTable.open(path, record.key, writable=True) as new:
+                for first, digests in _fetched(sender, disk, table.disk_size):
+                    differs.extend(true_runs(digests != table.get(first, len(digests))) + first)
+                    if digests.any():
+                        new.put(first, digests)
+                new.sync()
+        return _Fetched(path, differs.merged())
 
     def _relearn_base(self, record: ItemRecord, sender: Sender) -> None:
         """A late part came over newer data: learn what the base holds, and ship what differs."""
@@ -179,6 +233,14 @@ class Belief:
     @property
     def _pending_path(self) -> Path:
         return self._folder / "pending"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fetched:
+    """A table that was fetched, and the blocks in which it differs from ours."""
+
+    path: Path
+    differs: Runs
 
 
 class OpenTables:
@@ -205,15 +267,21 @@ class OpenTables:
 
 
 def _fetch_table(sender: Sender, disk: DiskKey, table: DigestTable) -> None:
-    """Fill a table with what the target holds at its last point."""
-    cells = -(-table.disk_size // BLOCK)
-    first = 0
-    ranges = [CellRange(at, min(_FETCH_CELLS, cells - at)) for at in range(0, cells, _FETCH_CELLS)]
-    for data in sender.digests(disk, ranges):
-        digests = np.frombuffer(data, dtype="<u8")
+    """Fill a table with what the target's base holds."""
+    for first, digests in _fetched(sender, disk, table.disk_size):
         if digests.any():
             table.put(first, digests)
         else:
             table.fill_zero(first, len(digests))
-        first += len(digests)
     table.sync()
+
+
+def _fetched(sender: Sender, disk: DiskKey, disk_size: int) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+    """Yield the target's digests of a disk, piece by piece."""
+    cells = -(-disk_size // BLOCK)
+    first = 0
+    ranges = [CellRange(at, min(_FETCH_CELLS, cells - at)) for at in range(0, cells, _FETCH_CELLS)]
+    for data in sender.digests(disk, ranges):
+        digests = np.frombuffer(data, dtype="<u8")
+        yield first, digests
+        first += len(digests)

@@ -21,10 +21,11 @@ from secondsite.model.ids import Epoch, ItemId, NodeId, parse_disk_key
 from secondsite.model.manifest import Consistency, Manifest, format_time
 from secondsite.model.policy import Policy
 from secondsite.node.executor import Command, Handler, Progress
-from secondsite.node.images import marks_of
+from secondsite.node.images import old_disks
 from secondsite.node.records import Acked, ItemRecord, ItemStore, Peer, Role, require_role
 from secondsite.node.source.fence import LOCK_REASON, Fence
 from secondsite.node.source.replicator import Replicators
+from secondsite.ship.kerberos import parse_principal
 
 SHUTDOWNS_MAX: Final = 3
 
@@ -151,8 +152,10 @@ class SourceCommands:
                     hint="find out who starts it (a cluster manager?), then fail over again",
                     item=item,
                 )
-            images, marks = marks_of(self.fabric.find(record.vm), record.disks)
-            self.items.change(item, role=Role.PREPARED, images=images, marks=marks)
+            old = old_disks(self.fabric.find(record.vm), record.disks)
+            self.items.change(
+                item, role=Role.PREPARED, images=old.images, formats=old.formats, marks=old.marks()
+            )
         acked = self.items.get(item).acked
         assert acked is not None
         return {"sequence": acked.sequence, "digest": acked.digest, "time": acked.time}
@@ -242,4 +245,8 @@ def _item(command: Command) -> ItemId:
 
 def _peer(args: Mapping[str, Any]) -> Peer:
     target = args["target"]
-    return Peer(NodeId(target["node"]), str(target["host"]), int(target["port"]))
+    auth = target.get("auth", "certificate")
+    if auth not in {"certificate", "kerberos"}:
+        raise InvalidInputError(f"not a way to authenticate: {auth!r}"[:100], hint="certificate or kerberos")
+    service = parse_principal(target.get("service")) if auth == "kerberos" else ""
+    return Peer(NodeId(target["node"]), str(target["host"]), int(target["port"]), service)

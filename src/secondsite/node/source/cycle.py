@@ -6,6 +6,8 @@ Which blocks to look at follows from what is known:
   zeros at first); parts are applied to the base as they arrive; the point is sealed at the end.
 - an acknowledged point without a checkpoint: *resync*. Tracking was lost; everything is compared against the table.
 - an acknowledged point with its checkpoint: *delta*.
+- the same, but the target's last point turned out to be another one: a *resync* that looks at what the checkpoint
+  names and at what the two points differ in.
 
 The order that keeps a crash harmless: parts are durable at the target; the pending record is durable here; the point
 is sealed there; the table is advanced and synced; the record says "acknowledged"; the pending record goes. What is
@@ -27,6 +29,7 @@ import structlog
 from secondsite.blocks import DigestTable
 from secondsite.capture.parts import Mode, Part, SpoolBudget, produce
 from secondsite.capture.port import Capture, Snapshot
+from secondsite.capture.runs import Runs
 from secondsite.capture.quiesce import Quiescer
 from secondsite.errors import CorruptError, TrackingLostError
 from secondsite.journal import table_label
@@ -43,6 +46,7 @@ from secondsite.model.units import MIB, PART_DATA_MAX
 from secondsite.node.records import Acked, ItemRecord, ItemStore
 from secondsite.node.source.belief import Belief
 from secondsite.node.source.consistency import Quiet
+from secondsite.node.source.suspects import WithSuspects
 from secondsite.ship.protocol import PartKind
 from secondsite.ship.sender import Outgoing, Sender
 
@@ -150,14 +154,14 @@ class Cycle:
         capture = self.quiet.capture(self._ports.capture(record), record, consistency)
         name = f"ss-{uuid.uuid4().hex[:12]}"
         with ExitStack() as stack:
-            snapshot, record = self._snapshot(stack, capture, record, name)
-            self.kind = _kind(record)
+            snapshot, record, suspects = self._snapshot(stack, capture, record, name)
+            self.kind = PointKind.RESYNC if suspects else _kind(record)
             tables = stack.enter_context(self._target.tables(record))
             if self.kind is PointKind.INITIAL:
                 parts = self._ship_initial(record, sender, snapshot, tables)
                 pending: list[Part] = []
             else:
-                pending, parts = self._ship_changes(record, sender, snapshot, tables)
+                pending, parts = self._ship_changes(record, sender, snapshot, tables, suspects)
             # Raises if the bytes turn out not to be one instant: before anything is sealed.
             snapshot.close()
             manifest = self._manifest(record, snapshot, parts, capture.consistency, tables)
@@ -181,17 +185,18 @@ class Cycle:
 
     def _snapshot(
         self, stack: ExitStack, capture: Capture, record: ItemRecord, name: str
-    ) -> tuple[Snapshot, ItemRecord]:
+    ) -> tuple[Snapshot, ItemRecord, Mapping[DiskKey, Runs]]:
         since = (record.acked.checkpoint if record.acked else "") or None
         try:
-            return stack.enter_context(capture.snapshot(since=since, new=name)), record
+            suspects = self._target.suspects() if since is not None else {}
+            return stack.enter_context(capture.snapshot(since=since, new=name)), record, suspects
         except TrackingLostError as error:
             log.warning("tracking lost, comparing", item=record.item, reason=error.message)
             self._ports.items.count(record.item, "tracking_lost")
             assert record.acked is not None
             acked = Acked(record.acked.sequence, record.acked.digest, record.acked.time, checkpoint="")
             record = self._ports.items.change(record.item, acked=acked)
-            return stack.enter_context(capture.snapshot(since=None, new=name)), record
+            return stack.enter_context(capture.snapshot(since=None, new=name)), record, {}
 
     def _ship_initial(
         self,
@@ -219,9 +224,11 @@ class Cycle:
         sender: Sender,
         snapshot: Snapshot,
         tables: Mapping[DiskKey, DigestTable],
+        suspects: Mapping[DiskKey, Runs],
     ) -> tuple[list[Part], dict[DiskKey, _DiskParts]]:
-        mode = Mode.COMPARE if self.kind is PointKind.RESYNC else Mode.CHANGED
-        if mode is Mode.COMPARE:
+        assert record.acked is not None
+        mode = Mode.CHANGED if record.acked.checkpoint else Mode.COMPARE
+        if self.kind is PointKind.RESYNC:
             self._ports.items.count(record.item, "resyncs")
         budget = SpoolBudget(4 * PART_DATA_MAX)
         kept: list[Part] = []
@@ -229,7 +236,7 @@ class Cycle:
 
         def parts() -> Iterator[Outgoing]:
             for disk in record.disks:
-                for part in self._produce(sender, snapshot, disk, tables, mode, budget):
+                for part in self._produce(sender, snapshot, disk, tables, mode, budget, suspects.get(disk)):
                     state = result[disk]
                     (state.logs if part.kind == "hrl" else state.zeros).append(
                         FileRef(part.digest, part.length)
@@ -251,9 +258,11 @@ class Cycle:
         tables: Mapping[DiskKey, DigestTable],
         mode: Mode,
         budget: SpoolBudget,
+        suspects: Runs | None = None,
     ) -> Iterator[Part]:
+        source = snapshot.disks[disk]
         return produce(
-            snapshot.disks[disk],
+            source if suspects is None else WithSuspects(source, suspects),
             disk,
             tables[disk],
             mode,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from secondsite import durable
-from secondsite.errors import ConflictError, InvalidInputError, NotFoundError, OperationRefusedError
+from secondsite.errors import InvalidInputError, NotFoundError, OperationRefusedError
 from secondsite.fabric.port import Fabric
 from secondsite.journal import Journal
 from secondsite.journal.base import OpenBase
@@ -18,11 +18,12 @@ from secondsite.model.policy import Policy
 from secondsite.nbd.image import stop_shared
 from secondsite.node.config import Folders
 from secondsite.node.executor import Command, Handler, Progress
-from secondsite.node.images import mark_of_chain, release_images
 from secondsite.node.records import ItemRecord, ItemStore, Peer, Replica, Role, require_role
+from secondsite.node.target.adoption import Adoption
 from secondsite.node.target.journals import Journals
 from secondsite.node.target.replicas import Replicas
 from secondsite.node.target.settler import Settler
+from secondsite.ship.kerberos import parse_principal
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,19 @@ class TargetCommands:
     fabric: Fabric
     folders: Folders
     open_base: OpenBase
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    @property
+    def adoption(self) -> Adoption:
+        """What makes a target of an old side."""
+        return Adoption(self.items, self.journals, self.fabric, self.folders, self.open_base, self.clock)
 
     def handlers(self) -> dict[str, Handler]:
         """Return the handlers by command kind."""
         return {
             "target.create": self.create,
             "target.adopt": self.adopt,
+            "target.drop_diverged": self.drop_diverged,
             "target.policy": self.policy,
             "target.test_start": self.test_start,
             "target.test_cleanup": self.test_cleanup,
@@ -67,7 +75,7 @@ class TargetCommands:
             digest_key=_key(args),
             policy=Policy(**args["policy"]),
             disks=tuple(disks),
-            peer=Peer(NodeId(args["source_node"])),
+            peer=_source(args),
         )
         if not self.journals.exists(item):
             Journal.create(
@@ -82,57 +90,22 @@ class TargetCommands:
         return {}
 
     def adopt(self, command: Command, progress: Progress) -> Mapping[str, Any]:
-        """Become the target again: the old machine's disks, which hold the last point, are the journal's base."""
-        item, args = _item(command), command.args
-        record = self.items.get(item)
-        require_role(record, Role.STANDBY, Role.TARGET)
-        if record.role is Role.STANDBY:
-            record = self._accept_images(record)
-            if _known(self.fabric, record.vm):
-                definition = self.fabric.definition(record.vm)
-                durable.write_atomic(self.items.folder(item) / "machine.xml", definition.text.encode())
-                # Nobody may start the machine on disks that are about to follow the other side.
-                self.fabric.undefine(record.vm, keep_disks=True)
-            release_images(_paths(record).values(), self.folders.run)
-            folder = self.items.folder(item)
-            if not self.journals.exists(item):
-                Journal.adopt(
-                    self.folders.journal(item),
-                    manifest=(folder / "manifest.json").read_bytes(),
-                    epoch=record.epoch,
-                    key=record.key,
-                    images=_paths(record),
-                    tables={disk: folder / "digests" / f"{disk}.tbl" for disk in record.disks},
-                    open_base=self.open_base,
-                ).close()
-            self.items.change(
-                item,
-                role=Role.TARGET,
-                vm="",
-                acked=None,
-                failover=None,
-                peer=Peer(NodeId(args["source_node"])),
-                policy=Policy(**args["policy"]),
-            )
+        """Become the target again: the old machine's disks are the journal's base, whatever they hold."""
+        args = command.args
+        return self.adoption.adopt(
+            _item(command),
+            _source(args),
+            Policy(**args["policy"]),
+            Sequence(int(args.get("after") or 0)),
+            progress,
+        )
+
+    def drop_diverged(self, command: Command, progress: Progress) -> Mapping[str, Any]:
+        """Give up the point that a reversal kept of the old side's disks."""
+        item = _item(command)
+        require_role(self.items.get(item), Role.TARGET, Role.ACTIVE)
+        self.adoption.drop(item)
         return {}
-
-    def _accept_images(self, record: ItemRecord) -> ItemRecord:
-        """Take the old machine's disks for the last point only if nobody has written to them since it was sealed.
-
-        Their marks go once they were compared: what comes next (removing our bitmaps) is a write of our own.
-        """
-        if record.images and not record.marks:
-            return record
-        for disk in record.disks:
-            path = Path(record.images.get(disk, ""))
-            if not path.is_file() or mark_of_chain(path) != record.marks.get(disk):
-                raise ConflictError(
-                    f"disk {disk} of {record.name} was changed after its last point was sealed: {path}",
-                    hint="it cannot be the base of a journal: disable the item and protect the machine again",
-                    item=record.item,
-                    disk=disk,
-                )
-        return self.items.change(record.item, marks={})
 
     def policy(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Take a changed policy; retention follows it at its next round."""
@@ -213,6 +186,7 @@ class TargetCommands:
             # The machine runs here and stays; it must not need the journal any more.
             self.settler.wait(item, lambda _done, _total: None)
             self.replicas.let_go(item)
+        self.adoption.drop(item)  # with the protection ends what was kept for it
         delete_images = record.role is Role.ACTIVE or bool(command.args.get("delete_replica"))
         self._delete_journal(record, remove_images=delete_images)
         if record.role is Role.TARGET:
@@ -276,6 +250,13 @@ class TargetCommands:
             "time": format_time(manifest.time),
             "digest": replica.digest,
         }
+
+
+def _source(args: Mapping[str, Any]) -> Peer:
+    principal = args.get("source_principal")
+    return Peer(
+        NodeId(args["source_node"]), principal="" if principal is None else parse_principal(principal)
+    )
 
 
 def _item(command: Command) -> Any:
