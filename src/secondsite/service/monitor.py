@@ -1,4 +1,4 @@
-"""Looks at everything once in a while: silent nodes, points that are too old, old sides that must still step down,
+"""Looks at everything once in a while: silent nodes, points that are too old, orders that stand until they are done,
 sources that do not replicate, nodes whose role is not what the service believes.
 
 Each finding is told once when it begins and once when it ends, as an event; what is true now is in the views.
@@ -13,24 +13,23 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-from secondsite.model.ids import CommandId
 from secondsite.model.item import ItemState
 from secondsite.service.context import Context
-from secondsite.service.store import clouds, commands, events, items, jobs, nodes, pruning
+from secondsite.service.store import clouds, events, items, jobs, nodes, pruning
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Node
-from secondsite.service.usecases import consistency
-from secondsite.service.vocabulary import CommandState, Severity
+from secondsite.service.usecases import consistency, standing
+from secondsite.service.usecases.consistency import SILENT_AFTER
+from secondsite.service.vocabulary import Severity
 
 log = logging.getLogger("secondsite.service")
 
 EVERY_S: Final = 5.0
 PRUNE_EVERY: Final = timedelta(minutes=1)
-SILENT_AFTER: Final = timedelta(seconds=45)
-"""Nodes report every second and poll at least every 20 s."""
+WATCHED: Final = frozenset({ItemState.PROTECTED, ItemState.PAUSED})
+"""States in which a point that is too old is told."""
 TOLD: Final = frozenset({"replication-stopped", "report-missing", "inconsistent"})
 """Of what is wrong with an item now, what becomes an event, too; an error of a cycle is told by its node."""
-DEMOTE_AGAIN_AFTER: Final = timedelta(seconds=60)
 
 
 @dataclass(slots=True)
@@ -91,9 +90,9 @@ def look(ctx: Context, since: datetime | None = None) -> None:
             if not node.silent and _heard(node, since) < now - SILENT_AFTER
         ]
         alerts = [item.id for item in items.listed(tx) if item.rpo_alert != _too_old(tx, item, now)]
-        demotions = [item.id for item in items.listed(tx) if item.demotion is not None]
+        ordered = [item.id for item in items.with_orders(tx)]
         wrong = _wrong(tx, now)
-    if not (silent or alerts or demotions or wrong):
+    if not (silent or alerts or ordered or wrong):
         return
     with ctx.store.transaction() as tx:
         for node_id in silent:
@@ -109,8 +108,8 @@ def look(ctx: Context, since: datetime | None = None) -> None:
         for event in wrong:
             if event.once is None or not events.written(tx, event.once):
                 events.add(tx, event)
-        for item_id in demotions:
-            _demote_again(tx, items.get(tx, item_id, lock=True), now)
+        for item_id in ordered:
+            standing.follow(tx, items.get(tx, item_id, lock=True), now)
 
 
 def _wrong(tx: Transaction, now: datetime) -> list[events.NewEvent]:
@@ -140,7 +139,7 @@ def _heard(node: Node, since: datetime | None) -> datetime:
 
 
 def _too_old(tx: Transaction, item: Item, now: datetime) -> bool:
-    if item.state is not ItemState.PROTECTED or item.last_point_time is None:
+    if item.state not in WATCHED or item.last_point_time is None:
         return False
     mapping = clouds.mapping(tx, item.cloud_mapping_id)
     threshold = clouds.policy(tx, mapping.policy_id).policy.rpo_threshold_s
@@ -170,35 +169,3 @@ def _alert(tx: Transaction, item: Item, now: datetime) -> None:
             item_id=item.id,
         )
     events.add(tx, event)
-
-
-def _demote_again(tx: Transaction, item: Item, now: datetime) -> None:
-    """Look after an old side that has not stepped down: see what became of the order, and give it again if it failed."""
-    demotion = item.demotion
-    if demotion is None:
-        return
-    attempt = int(demotion["attempt"])
-    first = f"{demotion['job']}:3:source.demote"
-    command = commands.find(tx, CommandId(first if attempt == 0 else f"{first}:again{attempt}"))
-    if command is None or not command.state.ended:
-        return
-    if command.state is CommandState.DONE:
-        items.change(tx, item.id, demotion=None)
-        events.add(
-            tx,
-            events.NewEvent(now, "stepped-down", f"{item.name}: the old side stepped down", item_id=item.id),
-        )
-    elif command.ended is not None and command.ended < now - DEMOTE_AGAIN_AFTER:
-        commands.put(
-            tx,
-            {
-                "id": f"{first}:again{attempt + 1}",
-                "node_id": demotion["node"],
-                "item_id": item.id,
-                "kind": "source.demote",
-                "epoch": demotion["new_epoch"],
-                "args": {"new_epoch": demotion["new_epoch"]},
-                "created": now,
-            },
-        )
-        items.change(tx, item.id, demotion={**demotion, "attempt": attempt + 1})

@@ -19,6 +19,19 @@ CHANGE_OPERATIONS: Final = (
     frozenset({ENABLE, *(operation.value for operation in Operation)}) - TEST_OPERATIONS
 )
 """Operations that change the item: one at a time."""
+NO_CANCEL: Final = {
+    ENABLE: "disable the item: that ends the initial replication",
+    Operation.TEST_FAILOVER.value: "let it end, then remove it: cleanup-test",
+    Operation.CLEANUP_TEST.value: "let it end",
+    Operation.CHANGE_POINT.value: "the machine that ran is discarded already: let it end, then choose again or cancel the failover",
+    Operation.CANCEL.value: "the machine that ran is discarded already: let it end",
+    Operation.COMMIT.value: "recovery points are given up as it goes on: let it end",
+    Operation.PAUSE.value: "resume undoes it",
+    Operation.RESUME.value: "pause undoes it",
+    Operation.RESYNC.value: "it ends when the source has taken the order",
+    Operation.DISABLE.value: "parts of it are removed already: let it end, or run disable again if it fails",
+}
+"""Jobs that cannot be cancelled once they have begun, with what to do instead. The others can, until their point of no return."""
 
 
 class JobState(StrEnum):

@@ -23,8 +23,12 @@ from secondsite.service.vocabulary import CommandState
 OPEN: Final = (CommandState.PENDING.value, CommandState.DELIVERED.value)
 UNDOES: Final[Mapping[str, frozenset[str]]] = {
     "source.prepare": frozenset({"source.release"}),
-    "source.release": frozenset({"source.prepare"}),
-    "source.demote": frozenset({"source.prepare", "source.release"}),
+    "source.release": frozenset({"source.prepare", "source.demote"}),
+    "source.demote": frozenset(
+        {"source.prepare", "source.release", "source.pause", "source.resume", "source.resync"}
+    ),
+    "source.pause": frozenset({"source.resume"}),
+    "source.resume": frozenset({"source.pause"}),
     "target.failover": frozenset({"target.abandon"}),
     "target.abandon": frozenset({"target.failover"}),
 }

@@ -57,6 +57,13 @@ def listed(
     return rows.listed(tx, Item, statement)
 
 
+def with_orders(tx: Transaction) -> list[Item]:
+    """Return the items with orders that stand, disabled ones too."""
+    return rows.listed(
+        tx, Item, sa.select(items).where(items.c.standing.is_not(None)).order_by(items.c.created)
+    )
+
+
 def protected_machines(tx: Transaction) -> set[str]:
     """Return the UUIDs of machines that are protected, as either side knows them."""
     found = tx.execute(

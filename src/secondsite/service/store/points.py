@@ -8,6 +8,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from secondsite.model.ids import ItemId
+from secondsite.model.manifest import Consistency
 from secondsite.service.store import rows
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Point
@@ -64,6 +65,33 @@ def listed(tx: Transaction, item_id: ItemId, limit: int = 10_000) -> list[Point]
         tx,
         Point,
         sa.select(points).where(points.c.item_id == item_id).order_by(points.c.sequence.desc()).limit(limit),
+    )
+
+
+def latest_app_consistent(tx: Transaction, item_id: str) -> Point | None:
+    """Return the newest point in which the applications were quiet: frozen, or shut down as planned; None if there is none."""
+    return rows.find(
+        tx,
+        Point,
+        sa.select(points)
+        .where(
+            points.c.item_id == item_id,
+            points.c.consistency.in_([Consistency.APPLICATION.value, Consistency.PLANNED.value]),
+        )
+        .order_by(points.c.sequence.desc())
+        .limit(1),
+    )
+
+
+def latest(tx: Transaction, item_id: ItemId, kind: str) -> Point | None:
+    """Return the newest point of a kind, or None."""
+    return rows.find(
+        tx,
+        Point,
+        sa.select(points)
+        .where(points.c.item_id == item_id, points.c.kind == kind)
+        .order_by(points.c.sequence.desc())
+        .limit(1),
     )
 
 

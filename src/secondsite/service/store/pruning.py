@@ -1,6 +1,6 @@
 """Removes what nobody reads any more, a bounded number of rows at a time, so that no table grows without end.
 
-Kept: commands for a week after their end (those of an active job, or of an item with a demotion that is open, as long
+Kept: commands for a week after their end (those of an active job, or of an item with an order that stands, as long
 as that lasts), events for ninety days and at most some 200,000 of them (an active job's are its memory of what it has
 done, and stay), the audit trail for 400 days, logins that failed for a day, sessions until they expire.
 """
@@ -31,7 +31,7 @@ _ENDED: Final = [state.value for state in CommandState if state.ended]
 def prune(tx: Transaction, now: datetime, *, events_max: int = EVENTS_MAX) -> int:
     """Remove what is due, at most `AT_ONCE` rows of each table; returns how many it were."""
     active = sa.select(jobs.c.id).where(jobs.c.state.in_(ACTIVE))
-    demoting = sa.select(items.c.id).where(items.c.demotion.is_not(None))
+    ordered = sa.select(items.c.id).where(items.c.standing.is_not(None))
     newest = tx.execute(sa.select(sa.func.max(events.c.id))).scalar() or 0
     due = (
         (
@@ -41,7 +41,7 @@ def prune(tx: Transaction, now: datetime, *, events_max: int = EVENTS_MAX) -> in
                 commands.c.state.in_(_ENDED),
                 commands.c.ended < now - COMMANDS_KEPT,
                 sa.or_(commands.c.job_id.is_(None), commands.c.job_id.not_in(active)),
-                sa.or_(commands.c.item_id.is_(None), commands.c.item_id.not_in(demoting)),
+                sa.or_(commands.c.item_id.is_(None), commands.c.item_id.not_in(ordered)),
             ),
         ),
         (

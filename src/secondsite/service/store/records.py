@@ -168,11 +168,16 @@ class Item:
     error: Json | None
     test: Json | None
     failover: Json | None
-    demotion: Json | None
+    standing: list[Json] | None
     last_test_time: datetime | None
     last_failover_time: datetime | None
     created: datetime
     deleted: datetime | None
+
+    @property
+    def demotion(self) -> Json | None:
+        """The order to an old active side that has not stepped down yet."""
+        return next((order for order in self.standing or [] if order["kind"] == "source.demote"), None)
 
     @property
     def source_node_id(self) -> NodeId:

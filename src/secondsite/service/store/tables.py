@@ -213,7 +213,7 @@ items = sa.Table(
     sa.Column("error", JSON),
     sa.Column("test", JSON),  # what the running test failover is
     sa.Column("failover", JSON),  # what the last failover did
-    sa.Column("demotion", JSON),  # an old active side that has not answered its demotion yet
+    sa.Column("standing", JSON),  # orders that are given again until their node has done them
     sa.Column("last_test_time", UtcTime),
     sa.Column("last_failover_time", UtcTime),
     sa.Column("created", UtcTime, nullable=False),

@@ -15,6 +15,8 @@ from secondsite.model.ids import NodeId
 from secondsite.model.item import ItemState
 from secondsite.service.store.records import Item, Node
 
+SILENT_AFTER: Final = timedelta(seconds=45)
+"""Nodes report every second and poll at least every 20 s: one that was not heard for so long is taken to be away."""
 REPORT_DUE: Final = timedelta(seconds=60)
 """Nodes report every second; a node that lives and says nothing of an item has lost it."""
 MARGIN: Final = timedelta(seconds=5)
@@ -29,6 +31,16 @@ class Reason:
     severity: str  # "warning" or "critical"
     code: str
     message: str
+
+
+def is_alive(node: Node, now: datetime) -> bool:
+    """Whether the node was heard of late."""
+    return (
+        not node.silent
+        and not node.revoked
+        and node.last_seen is not None
+        and now - node.last_seen <= SILENT_AFTER
+    )
 
 
 def of_error(error: Mapping[str, Any], severity: str) -> Reason:
@@ -72,9 +84,11 @@ def source_reasons(item: Item, known: Mapping[NodeId, Node], now: datetime) -> l
 
 def role_reasons(item: Item, known: Mapping[NodeId, Node], settled: datetime | None) -> list[Reason]:
     """Return where the role or the epoch that a node reports is not what the item's state says."""
-    if item.state is ItemState.PROTECTED:
-        expected = {"source": "source", "target": "target"}
-    elif item.state is ItemState.COMMIT_PENDING:
+    if item.state in {ItemState.PROTECTED, ItemState.PAUSED}:
+        # A side that was told to take it up again, and is away, is no contradiction.
+        released = any(order["kind"] == "source.release" for order in item.standing or [])
+        expected = {"target": "target"} | ({} if released else {"source": "source"})
+    elif item.state in {ItemState.COMMIT_PENDING, ItemState.UNPLANNED_COMMIT_PENDING}:
         # The old side may not have been told yet; that has a reason of its own.
         expected = {"target": "active"} | ({"source": "standby"} if item.demotion is None else {})
     else:

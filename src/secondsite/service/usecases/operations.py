@@ -12,7 +12,7 @@ from secondsite.model.item import ItemState, Operation, begin
 from secondsite.service.context import Actor, Context
 from secondsite.service.store import events, items, jobs, points
 from secondsite.service.store.database import Transaction
-from secondsite.service.store.records import Item, Job
+from secondsite.service.store.records import Item, Job, Point
 from secondsite.service.vocabulary import ENABLE, TEST_OPERATIONS, JobState, Severity
 
 
@@ -25,21 +25,41 @@ class TestNetwork(StrEnum):
     NONE = "none"  # nowhere
 
 
+class PointChoice(StrEnum):
+    """Which point, where none is named."""
+
+    LATEST = "latest"
+    LATEST_APP_CONSISTENT = "latest-app-consistent"
+
+
+class ShutdownSource(StrEnum):
+    """Whether an unplanned failover asks the source for its last changes."""
+
+    TRY = "try"  # shut down and ship, bounded; if that fails: told, and on with what the target has
+    NO = "no"  # the power is cut, if the node is alive
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What an operation may be told. Each looks at its own and refuses the others.
+    """What an operation may be told. Each looks at its own and ignores the others.
 
-    sequence: the point of a test failover, None for the latest.
+    sequence: the point of a test failover, an unplanned failover or a change of the point; None for the latest.
+    point: which one, where `sequence` is None.
     network: of a test failover.
-    shutdown_timeout_s: of a planned failover; None for the policy's.
+    shutdown_source: of an unplanned failover.
+    shutdown_timeout_s: of a planned or unplanned failover; None for the policy's.
+    start: of cancel: start the machine at the source also if it did not run there before.
     delete_replica: of disable: also delete disks of the side that does not run (an old machine's, or a base made
         of them). The journal goes in any case.
     force: of disable: go on without nodes that do not answer.
     """
 
     sequence: int | None = None
+    point: PointChoice = PointChoice.LATEST
     network: TestNetwork = TestNetwork.MAPPED
+    shutdown_source: ShutdownSource = ShutdownSource.TRY
     shutdown_timeout_s: int | None = None
+    start: bool = False
     delete_replica: bool = False
     force: bool = False
 
@@ -52,43 +72,63 @@ def start_operation(
     Raises:
         OperationRefusedError: the item's state does not allow it; the hint says what to do instead.
     """
-    options = options or Options()
     with ctx.store.transaction() as tx:
-        item = items.get(tx, item_ref, lock=True)
-        state, test_state = begin(item.state, item.test_state, operation)
-        parameters = _parameters(tx, item, operation, options)
-        _make_room(tx, ctx, actor, item, operation)
-        job = Job(
-            id=JobId(ctx.new_id()),
-            operation=operation.value,
-            item_id=item.id,
-            item_name=item.name,
-            state=JobState.NOT_STARTED,
-            progress=0.0,
-            requested_by=actor.name,
-            parameters=parameters,
-            created=ctx.clock(),
-            started=None,
-            ended=None,
-            error=None,
-            result=None,
-        )
-        jobs.add(tx, job)
-        items.move(
-            tx,
-            item.id,
-            events.NewEvent(
-                job.created,
-                operation.value,
-                f"{actor.name} asked for {operation.value} of {item.name}",
-                item_id=item.id,
-                job_id=job.id,
-                details=parameters,
-            ),
-            state=state,
-            test_state=test_state,
-        )
+        job = accept(ctx, tx, actor, item_ref, operation, options)
     ctx.start_job(job.id)
+    return job
+
+
+def accept(
+    ctx: Context,
+    tx: Transaction,
+    actor: Actor,
+    item_ref: str,
+    operation: Operation,
+    options: Options | None = None,
+    *,
+    retry_of: JobId | None = None,
+) -> Job:
+    """Accept an operation within a transaction; whoever commits it calls `ctx.start_job` then.
+
+    Raises:
+        OperationRefusedError: the item's state does not allow it; the hint says what to do instead.
+    """
+    item = items.get(tx, item_ref, lock=True)
+    state, test_state = begin(item.state, item.test_state, operation)
+    parameters = _parameters(tx, item, operation, options or Options()) | {"from_state": item.state.value}
+    if retry_of is not None:
+        parameters["retry_of"] = retry_of
+    _make_room(tx, ctx, actor, item, operation)
+    job = Job(
+        id=JobId(ctx.new_id()),
+        operation=operation.value,
+        item_id=item.id,
+        item_name=item.name,
+        state=JobState.NOT_STARTED,
+        progress=0.0,
+        requested_by=actor.name,
+        parameters=parameters,
+        created=ctx.clock(),
+        started=None,
+        ended=None,
+        error=None,
+        result=None,
+    )
+    jobs.add(tx, job)
+    items.move(
+        tx,
+        item.id,
+        events.NewEvent(
+            job.created,
+            operation.value,
+            f"{actor.name} asked for {operation.value} of {item.name}",
+            item_id=item.id,
+            job_id=job.id,
+            details=parameters,
+        ),
+        state=state,
+        test_state=test_state,
+    )
     return job
 
 
@@ -142,17 +182,79 @@ def _parameters(tx: Transaction, item: Item, operation: Operation, options: Opti
             points.get(tx, item.id, options.sequence)
         return {"sequence": options.sequence, "network": options.network.value}
     if operation is Operation.PLANNED_FAILOVER:
-        timeout = options.shutdown_timeout_s
-        if timeout is not None and not 1 <= timeout <= 3600:
-            raise InvalidInputError("shutdown_timeout_s is out of range", hint="choose 1 to 3600 s")
-        return {"shutdown_timeout_s": timeout}
-    if operation is Operation.DISABLE:
+        return {"shutdown_timeout_s": _shutdown_timeout(options)}
+    if operation is Operation.UNPLANNED_FAILOVER:
+        _point_exists(tx, item, options)
         return {
-            "delete_replica": options.delete_replica,
-            "force": options.force,
-            "from_state": item.state.value,
+            "sequence": options.sequence,
+            "point": options.point.value,
+            "shutdown_source": options.shutdown_source.value,
+            "shutdown_timeout_s": _shutdown_timeout(options),
         }
+    if operation is Operation.CHANGE_POINT:
+        _point_exists(tx, item, options)
+        _another_point(tx, item, options)
+        return {"sequence": options.sequence, "point": options.point.value}
+    if operation is Operation.CANCEL:
+        return {"start": options.start}
+    if operation is Operation.DISABLE:
+        return {"delete_replica": options.delete_replica, "force": options.force}
     return {}
+
+
+def app_consistent_point(tx: Transaction, item_id: str, name: str) -> Point:
+    """Return the newest application-consistent point; OperationRefusedError if there is none."""
+    found = points.latest_app_consistent(tx, item_id)
+    if found is None:
+        raise OperationRefusedError(
+            f"{name} has no application-consistent recovery point",
+            hint="choose another one (secondsite point list); the policy says how often one is made",
+        )
+    return found
+
+
+def _shutdown_timeout(options: Options) -> int | None:
+    timeout = options.shutdown_timeout_s
+    if timeout is not None and not 1 <= timeout <= 3600:
+        raise InvalidInputError("shutdown_timeout_s is out of range", hint="choose 1 to 3600 s")
+    return timeout
+
+
+def _point_exists(tx: Transaction, item: Item, options: Options) -> None:
+    if options.sequence is not None:
+        if options.point is not PointChoice.LATEST:
+            raise InvalidInputError("both a sequence and a point are named", hint="choose one of them")
+        points.get(tx, item.id, options.sequence)
+    elif options.point is PointChoice.LATEST_APP_CONSISTENT and not _may_be_shut_down(item, options):
+        app_consistent_point(tx, item.id, item.name)
+    elif item.last_sequence is None:
+        raise OperationRefusedError(
+            f"{item.name} has no recovery point", hint="wait for the next cycle to seal one"
+        )
+
+
+def _may_be_shut_down(item: Item, options: Options) -> bool:
+    """Whether the last changes may come from a guest that was shut down, which is application-consistent, too."""
+    states = {ItemState.PROTECTED, ItemState.PAUSED}
+    return item.state in states and options.shutdown_source is ShutdownSource.TRY
+
+
+def _another_point(tx: Transaction, item: Item, options: Options) -> None:
+    if item.state is not ItemState.UNPLANNED_COMMIT_PENDING:
+        return
+    wanted = options.sequence
+    if wanted is None:
+        newest = (
+            points.listed(tx, item.id, 1)
+            if options.point is PointChoice.LATEST
+            else [app_consistent_point(tx, item.id, item.name)]
+        )
+        wanted = newest[0].sequence if newest else None
+    if item.failover is not None and wanted == item.failover["sequence"]:
+        raise OperationRefusedError(
+            f"{item.name} runs from point {wanted} already",
+            hint="choose another point: secondsite point list",
+        )
 
 
 def _make_room(tx: Transaction, ctx: Context, actor: Actor, item: Item, operation: Operation) -> None:

@@ -39,8 +39,9 @@ def ask(run: Run, ordinal: int, waits_for: str, sentence: str) -> None:
 
 
 def is_confirmed(run: Run, tx: Transaction) -> bool:
-    """Whether somebody has confirmed what the job asked."""
-    return "confirmed" in jobs.get(tx, run.job_id).parameters
+    """Whether somebody has confirmed what the job asks now; what was confirmed before counts for that question alone."""
+    confirmed = jobs.get(tx, run.job_id).parameters.get("confirmed")
+    return confirmed is not None and not confirmed.get("used")
 
 
 def was_confirmed(run: Run) -> bool:
@@ -59,13 +60,16 @@ def go_on(run: Run, tx: Transaction, ordinal: int) -> None:
     job = jobs.get(tx, run.job_id, lock=True)
     if job.state is JobState.SUSPENDED:
         jobs.change(tx, job.id, state=JobState.IN_PROGRESS, result=None)
-    if is_confirmed(run, tx) and jobs.list_tasks(tx, job.id)[ordinal].state is not TaskState.SUCCEEDED:
-        who = job.parameters["confirmed"]["by"]
+    if not is_confirmed(run, tx):
+        return
+    confirmed = job.parameters["confirmed"]
+    jobs.change(tx, job.id, parameters={**job.parameters, "confirmed": {**confirmed, "used": True}})
+    if jobs.list_tasks(tx, job.id)[ordinal].state is not TaskState.SUCCEEDED:
         jobs.change_task(
             tx,
             job.id,
             ordinal,
             state=TaskState.SKIPPED,
-            progress={"text": f"confirmed by {who}"},
+            progress={"text": f"confirmed by {confirmed['by']}"},
             ended=run.ctx.clock(),
         )

@@ -13,8 +13,9 @@ from secondsite.model.item import Event, advance
 from secondsite.service.store import items, jobs, points
 from secondsite.service.store.records import Item, Json
 from secondsite.service.vocabulary import JobState
+from secondsite.service.workflows.ends import JobCancelledError
 from secondsite.service.workflows.facts import read_facts
-from secondsite.service.workflows.run import JobCancelledError, Run
+from secondsite.service.workflows.run import Run
 
 CREATE, START, INITIAL = range(3)
 TASKS: Final = ("create the journal", "start replication", "initial replication")
@@ -40,6 +41,7 @@ def enable(run: Run) -> None:
             with_key=True,
         )
         host, port = facts["target_address"]
+        start_at = facts["parameters"].get("start_at")
         run.command(
             START,
             "source.start",
@@ -53,7 +55,8 @@ def enable(run: Run) -> None:
                 "target": {"node": facts["target"], "host": host, "port": port},
                 "policy": facts["policy"],
                 "resume": False,
-            },
+            }
+            | ({} if start_at is None else {"start_at": start_at}),
             with_key=True,
         )
         run.change(

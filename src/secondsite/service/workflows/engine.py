@@ -32,12 +32,16 @@ from secondsite.service.context import Context
 from secondsite.service.store import items, jobs
 from secondsite.service.store.records import Json
 from secondsite.service.vocabulary import ENABLE, TEST_OPERATIONS
+from secondsite.service.workflows.cancel import cancel
+from secondsite.service.workflows.change_point import change_point
 from secondsite.service.workflows.disable import disable
 from secondsite.service.workflows.enable import enable
 from secondsite.service.workflows.failover import planned_failover
+from secondsite.service.workflows.pausing import pause, resume, resync
 from secondsite.service.workflows.run import Interrupted, Run
 from secondsite.service.workflows.settle import commit, reverse
 from secondsite.service.workflows.trial import cleanup_test, test_failover
+from secondsite.service.workflows.unplanned import unplanned_failover
 
 log = logging.getLogger("secondsite.service")
 
@@ -53,8 +57,14 @@ WORKFLOWS: Final[Mapping[str, Callable[[Run], None]]] = {
     Operation.TEST_FAILOVER.value: test_failover,
     Operation.CLEANUP_TEST.value: cleanup_test,
     Operation.PLANNED_FAILOVER.value: planned_failover,
+    Operation.UNPLANNED_FAILOVER.value: unplanned_failover,
+    Operation.CHANGE_POINT.value: change_point,
+    Operation.CANCEL.value: cancel,
     Operation.COMMIT.value: commit,
     Operation.REVERSE.value: reverse,
+    Operation.PAUSE.value: pause,
+    Operation.RESUME.value: resume,
+    Operation.RESYNC.value: resync,
     Operation.DISABLE.value: disable,
 }
 
@@ -194,7 +204,8 @@ def break_off(run: Run, operation: str, error: Exception) -> None:
         f"the workflow broke: {type(error).__name__}: {error}",
         hint="this is a bug of the service: its log has the traceback",
     )
-    values: Any = (lambda _tx, _item: {"error": failure.to_dict()}) if operation == ENABLE else None
+    shown = {ENABLE, Operation.CHANGE_POINT.value, Operation.CANCEL.value}
+    values: Any = (lambda _tx, _item: {"error": failure.to_dict()}) if operation in shown else None
     with run.ctx.store.reading() as tx:
         job = jobs.get(tx, run.job_id)
         assert job.item_id is not None

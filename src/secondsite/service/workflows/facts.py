@@ -7,6 +7,7 @@ from secondsite.model.ids import NodeId, SiteId
 from secondsite.service.store import clouds, items, jobs, nodes
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Json
+from secondsite.service.usecases.consistency import is_alive
 from secondsite.service.usecases.protect import policy_of
 from secondsite.service.workflows.run import Run
 
@@ -36,6 +37,7 @@ def read_facts(run: Run) -> Json:
                 "networks": item.networks,
                 "failover": item.failover,
                 "failed_over": _failed_over(item),
+                "demotion": item.demotion,
                 "last_sequence": item.last_sequence,
                 "journal": item.journal_node_id,
                 "parameters": job.parameters,
@@ -48,6 +50,22 @@ def read_facts(run: Run) -> Json:
 def _failed_over(item: Item) -> bool:
     """Whether the machine runs on the target's side: a failover in the present direction was made, and not reversed."""
     return item.failover is not None and item.failover["direction"] == item.direction.value
+
+
+def is_away(run: Run, tx: Transaction, node_id: str) -> bool:
+    """Whether the node was not heard of late: nothing is waited for that it would have to do."""
+    return not is_alive(nodes.get(tx, node_id), run.ctx.clock())
+
+
+def was_away(run: Run, node_id: str) -> bool:
+    """The same as a step, for decisions."""
+
+    def action() -> bool:
+        with run.ctx.store.reading() as tx:
+            return is_away(run, tx, node_id)
+
+    away: bool = run.step("away?", action)
+    return away
 
 
 def check_nodes(tx: Transaction, item: Item) -> None:

@@ -25,6 +25,10 @@ class Limit:
     withdraw: bool = True
 
 
+SHIP_LAST: Final = Limit(20.0, 10 * MINUTE)
+"""For the last changes before an unplanned failover: it goes on without them, so it waits less."""
+STEP_DOWN: Final = Limit(60.0, 60.0, withdraw=False)
+"""For a source that is alive to step down before the other side starts; then a person is asked."""
 FOREVER: Final = Limit(math.inf, math.inf, withdraw=False)
 
 LIMITS: Final[Mapping[str, Limit]] = {
@@ -40,6 +44,11 @@ LIMITS: Final[Mapping[str, Limit]] = {
     "source.release": Limit(2 * MINUTE, 15 * MINUTE, withdraw=False),
     # The old side may be down, that is no failure; it gets the order when it is back.
     "source.demote": Limit(10.0, 2 * MINUTE, withdraw=False),
+    # Away is no failure either; pause and resume are told again until they are done.
+    "source.pause": Limit(10.0, 1 * MINUTE, withdraw=False),
+    "source.resume": Limit(10.0, 1 * MINUTE, withdraw=False),
+    "source.resync": Limit(30.0, 2 * MINUTE),
+    "target.drop_diverged": Limit(10.0, 10 * MINUTE, withdraw=False),
     "target.commit": Limit(total_s=7 * DAY),  # waits until the replica has copied all that it reads
     "target.adopt": Limit(total_s=2 * HOUR),
     "source.stop": Limit(total_s=1 * HOUR),

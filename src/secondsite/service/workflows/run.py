@@ -21,12 +21,13 @@ from typing import Any, Final, Protocol
 
 from secondsite.errors import RemoteError, SecondSiteError, TimeoutExceededError, UnavailableError
 from secondsite.model.ids import CommandId, ItemId, JobId
-from secondsite.model.item import Event, advance, advance_test
+from secondsite.model.item import Event, ItemState, advance, advance_test
 from secondsite.service.context import Context
 from secondsite.service.store import commands, events, items, jobs
 from secondsite.service.store.database import Transaction, is_transient
 from secondsite.service.store.records import Command, Item, Job, Json
 from secondsite.service.vocabulary import CommandState, JobState, Severity, TaskState
+from secondsite.service.workflows.ends import began_in, details, end_of
 from secondsite.service.workflows.limits import LIMITS, Limit
 
 log = logging.getLogger("secondsite.service")
@@ -37,12 +38,6 @@ PAUSE_MAX_S: Final = 0.5
 
 class Interrupted(BaseException):
     """The service stops; the run goes on after the next start. Not an Exception, so that nothing records it."""
-
-
-class JobCancelledError(SecondSiteError):
-    """Somebody ended this job; the run ends without a further trace."""
-
-    code = "job_cancelled"
 
 
 class Durable(Protocol):
@@ -64,6 +59,12 @@ class Run:
     speed: float = 1.0
     """Divides the time limits; tests are in a hurry."""
     _tasks: int = field(default=0, init=False)
+
+    @property
+    def begun_in(self) -> ItemState | None:
+        """The state of the item in which the operation was accepted; it never changes, so it is no step."""
+        with self.ctx.store.reading() as tx:
+            return began_in(jobs.get(tx, self.job_id))
 
     # -- steps ---------------------------------------------------------------------------------------------
 
@@ -362,21 +363,26 @@ class Run:
                 if move and test:
                     columns["test_state"] = advance_test(item.test_state, event)
                 elif move:
-                    columns["state"] = advance(item.state, event)
-                code = f"{job.operation}-{'failed' if error is not None else 'done'}"
-                level = severity or (Severity.INFO if error is None else Severity.CRITICAL)
+                    columns["state"] = advance(item.state, event, began_in(job))
+                state, word, level = end_of(error)
                 if error is not None:
                     self._give_up_open(tx)
                 items.move(
                     tx,
                     item.id,
-                    self._event(item, code, message, severity=level, details=_details(result, error)),
+                    self._event(
+                        item,
+                        f"{job.operation}-{word}",
+                        message,
+                        severity=severity or level,
+                        details=details(result, error),
+                    ),
                     **columns,
                 )
                 jobs.change(
                     tx,
                     job.id,
-                    state=JobState.SUCCEEDED if error is None else JobState.FAILED,
+                    state=state,
                     progress=1.0 if error is None else job.progress,
                     ended=self.ctx.clock(),
                     error=None if error is None else error.to_dict(),
@@ -427,13 +433,3 @@ class Run:
             details=details or {},
             once=once,
         )
-
-
-def _details(result: Json | None, error: SecondSiteError | None) -> Json:
-    return (
-        {}
-        if error is None and result is None
-        else {"result": result}
-        if error is None
-        else {"error": error.to_dict()}
-    )

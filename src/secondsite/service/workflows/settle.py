@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
-from secondsite.errors import OperationRefusedError, SecondSiteError
+from secondsite.errors import OperationRefusedError, RemoteError, SecondSiteError
 from secondsite.model.item import Event
 from secondsite.service.store import items, points
 from secondsite.service.store.database import Transaction
@@ -17,7 +17,9 @@ from secondsite.service.workflows.run import Run
 
 POINT: Final = "point"
 UNKNOWN: Final = "unknown"
-"""What the old machine's disks are to the new direction: exactly the last point, or something to be compared first."""
+DIVERGED: Final = "diverged"
+"""What the old machine's disks are to the new direction: exactly the last point; something to be compared first; or that, with
+the disks as they were kept as the first point of the new journal."""
 COMMIT_TASKS: Final = ("make the replica stand alone, give up the points",)
 CHECK, ADOPT, START, FIRST = range(4)
 REVERSE_TASKS: Final = (
@@ -68,11 +70,15 @@ def reverse(run: Run) -> None:
             facts["source"],
             facts["item"],
             facts["epoch"],
-            {"source_node": facts["target"], "policy": facts["policy"]},
+            {"source_node": facts["target"], "policy": facts["policy"], "after": _highest(facts)},
             with_key=True,
         )
-        base = POINT if adopted.get("base", POINT) == POINT else UNKNOWN
-        if base == UNKNOWN:
+        base = adopted.get("base", POINT)
+        if base not in {POINT, DIVERGED}:
+            base = UNKNOWN
+        if base == DIVERGED:
+            _kept(run, facts, adopted)
+        elif base == UNKNOWN:
             _fresh_journal(run, facts, adopted)
         host, port = facts["source_address"]
         run.command(
@@ -92,7 +98,7 @@ def reverse(run: Run) -> None:
             },
             with_key=True,
         )
-        after = int(facts["failover"]["sequence"])
+        after = int(adopted["sequence"] if base == DIVERGED else facts["failover"]["sequence"])
         epoch = facts["epoch"] if base == UNKNOWN else None
         point = run.task(FIRST, lambda: wait_for_point(run, FIRST, after=after, epoch=epoch))
     except SecondSiteError as error:
@@ -114,7 +120,7 @@ def reverse(run: Run) -> None:
             "target_report": item.source_report,
             "target_report_time": item.source_report_time,
             f"{item.source_side.value}_vm": None,
-        } | (first if base == UNKNOWN else {})
+        } | (first if base != POINT else {})
 
     run.finish(
         Event.SUCCEEDED,
@@ -138,6 +144,27 @@ def _fresh_journal(run: Run, facts: Json, adopted: Json) -> None:
         action,
         severity=Severity.WARNING,
     )
+
+
+def _kept(run: Run, facts: Json, adopted: Json) -> None:
+    """The old disks hold what no point has: they are a point of the new journal, and stay until somebody gives it up."""
+    sequence = adopted.get("sequence")
+    if not isinstance(sequence, int):
+        raise RemoteError(
+            {"code": "unsupported", "message": f"the node does not say which point it kept: {adopted}"}
+        )
+    why = adopted.get("reason") or "the node gives no reason"
+    run.change(
+        "diverged-kept",
+        f"the old disks at {facts['source_name']} are kept as point {sequence}, and what differs is shipped: {why}",
+        lambda _tx, _item: {},
+        severity=Severity.WARNING,
+    )
+
+
+def _highest(facts: Json) -> int:
+    failover = facts["failover"]
+    return int(failover.get("highest") or failover["sequence"])
 
 
 def _check(run: Run, facts: Json) -> None:

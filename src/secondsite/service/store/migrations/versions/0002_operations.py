@@ -33,6 +33,8 @@ ACTIVE_CHANGE = (
 def upgrade() -> None:
     """Change the schema."""
     _states()
+    op.add_column("items", sa.Column("standing", sa.JSON(), nullable=True))
+    op.drop_column("items", "demotion")
     op.drop_index("jobs_one_active_change", "jobs")
     op.create_index(
         "jobs_one_active_change",
