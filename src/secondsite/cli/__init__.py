@@ -14,6 +14,7 @@ import typer
 from secondsite import __version__
 from secondsite.cli import demo, health, history, item, journal, lab, node, policy, service, setup
 from secondsite.cli.client import choose_config
+from secondsite.cli.statistics import statistics as _statistics
 
 app = typer.Typer(
     name="secondsite",

@@ -45,6 +45,7 @@ from secondsite.node.target.journals import Journals
 from secondsite.node.target.receiver import JournalReceiver
 from secondsite.node.target.replicas import Replicas
 from secondsite.node.target.settler import Settler
+from secondsite.node.target.space import Space
 from secondsite.node.target.upkeep import Upkeep
 from secondsite.node.target.views import Views
 from secondsite.ship.client import Endpoint
@@ -119,6 +120,7 @@ class NodeDaemon:
         )
         client, patience = service_client(self.config, credentials)
         self.channel = Channel(client, reporter.make, reporter.forget_sent, **patience)
+        reporter.space = self.space = Space(self.items, self.journals, folders.storage, clock)
         self.renewal = Renewal(credentials, client, self._renewed, clock)
         handlers = {
             **SourceCommands(self.items, self.replicators, self.fabric).handlers(),
@@ -134,6 +136,7 @@ class NodeDaemon:
         thaw_leftovers(self.items, self._quiescer, self._closing)
         self.replicators.start_all()
         self.upkeep.start()
+        self.space.start()
         self.channel.start(self.executor.submit, self.executor.running)
         self.renewal.start()
         log.info("node started", node=self.config.node, name=self.config.name)
@@ -148,6 +151,7 @@ class NodeDaemon:
         self.listener.stop()
         self.settler.close()
         self.upkeep.close()
+        self.space.close()
         self.executor.close()
         self.journals.close()
         self.fabric.close()

@@ -16,8 +16,10 @@ from secondsite.model.ids import Digest, ItemId
 from secondsite.model.manifest import format_time, parse_time
 from secondsite.node.events import NodeEvents
 from secondsite.node.records import ItemRecord, ItemStore, Role
+from secondsite.node.source.hops import hops
 from secondsite.node.source.replicator import Replicators
 from secondsite.node.target.journals import Journals
+from secondsite.node.target.space import Space
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +44,8 @@ class Reporter:
         self._events = events or NodeEvents()
         self._lock = threading.Lock()
         self._sent: dict[ItemId, frozenset[Digest]] = {}
+        self.space: Space | None = None
+        """Who measures the journals, if this node keeps any."""
 
     def make(self, with_inventory: bool) -> Mapping[str, Any]:
         """Return the report's body."""
@@ -77,6 +81,10 @@ class Reporter:
             replicator = self._replicators.find(record.item)
             if replicator is not None:
                 report.update(replicator.status())
+                report["hops"] = hops(report["progress"], self._items.folder(record.item) / "spool")
+        journal = None if self.space is None else self.space.find(record.item)
+        if journal is not None:
+            report["journal"] = journal
         if record.acked is not None:
             report["sequence"] = record.acked.sequence
             report["point_time"] = record.acked.time
