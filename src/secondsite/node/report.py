@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from secondsite.errors import SecondSiteError
+from secondsite.errors import Retry, SecondSiteError
 from secondsite.fabric.port import Fabric
 from secondsite.journal import PointInfo
 from secondsite.model.ids import Digest, ItemId
@@ -78,6 +78,7 @@ class Reporter:
             "test": None if record.test is None else {"name": record.test.name, "vm": record.test.vm},
         }
         if record.role is Role.SOURCE:
+            report["paused"] = record.paused
             replicator = self._replicators.find(record.item)
             if replicator is not None:
                 report.update(replicator.status())
@@ -85,6 +86,7 @@ class Reporter:
         journal = None if self.space is None else self.space.find(record.item)
         if journal is not None:
             report["journal"] = journal
+        report.update(standing_still(record))
         if record.acked is not None:
             report["sequence"] = record.acked.sequence
             report["point_time"] = record.acked.time
@@ -114,6 +116,27 @@ class Reporter:
         with self._lock:
             self._sent.clear()
         self._events.put_back()
+
+
+def standing_still(record: ItemRecord) -> dict[str, Any]:
+    """Return what a report says of a source that replicates nothing because it may not."""
+    if record.role is not Role.SOURCE:
+        return {}
+    if record.held is not None:
+        error = HeldError(
+            f"{record.name} is not run here after its host's boot: {record.held.reason}",
+            hint="it goes on by itself when the other side or the service answers; or decide here: secondsite node start-held",
+            item=record.item,
+        )
+        return {"phase": "held", "error": error.to_dict()}
+    return {"phase": "paused", "progress": None, "error": None} if record.paused else {}
+
+
+class HeldError(SecondSiteError):
+    """Nobody has confirmed since the host's boot that this side may run the machine."""
+
+    code = "held"
+    retry = Retry.LATER
 
 
 def describe_point(point: PointInfo) -> dict[str, Any]:

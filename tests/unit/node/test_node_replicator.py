@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from secondsite.errors import ConflictError, TrackingLostError, UnavailableError
-from secondsite.model.ids import Epoch
 from secondsite.model.manifest import Consistency, PointKind
 from secondsite.node.source.replicator import Adapters, Replicator, Replicators
 from support.cycle_world import ITEM, VDA, World
@@ -93,17 +92,6 @@ def test_what_nobody_expected_is_a_failure_like_any_other(world: World, replicat
     replicator.start()
     until(lambda: replicator.outcomes, "a cycle after the failure")
     assert world.items.get(ITEM).counters["failed_cycles"] == 1
-
-
-def test_a_newer_epoch_ends_replication_for_good(world: World, replicator: Replicator) -> None:
-    replicator.run_once(Consistency.CRASH, _no_progress)
-    world.journal.raise_epoch(Epoch(2))
-    world.restart()
-    replicator = Replicator(world.items, ITEM, adapters(world))
-    replicator.start()
-    until(lambda: not replicator.alive, "the thread's end")
-    status = replicator.status()
-    assert (status["phase"], status["error"]["code"]) == ("stopped", "stale_epoch")
 
 
 def test_one_cycle_by_order_needs_a_stopped_replicator_and_tries_again(

@@ -35,7 +35,7 @@ from secondsite.errors import (
 from secondsite.model.ids import Digest, DiskKey, ItemId, Sequence, parse_digest
 from secondsite.model.manifest import Manifest, PointKind, format_time
 from secondsite.model.units import BLOCK
-from secondsite.node.records import Acked, ItemRecord, ItemStore
+from secondsite.node.records import Acked, ItemRecord, ItemStore, Role
 from secondsite.node.source.suspects import Suspects
 from secondsite.ship.protocol import CellRange, LastPoint
 from secondsite.ship.sender import Sender
@@ -62,6 +62,12 @@ class Belief:
             raise TrackingLostError(
                 "what the target's last point differs in is not known any more"
             ) from error
+
+    def suspect(self, found: Mapping[DiskKey, Runs]) -> Mapping[DiskKey, Runs]:
+        """Have these blocks looked at too until a point is acknowledged, durably; return all that are."""
+        if not self._suspect(found):  # too scattered: one run for each disk
+            self._suspect({disk: np.array([[0, runs.max()]], np.int64) for disk, runs in found.items()})
+        return self.suspects()
 
     def tables(self, record: ItemRecord) -> OpenTables:
         """Return the item's digest tables, to be opened by `with`."""
@@ -132,6 +138,7 @@ class Belief:
             raise StaleEpochError(
                 f"{record.name} is at epoch {record.epoch} here and at {remote.epoch} at the target",
                 item=record.item,
+                role=Role.TARGET.value,
                 epoch=record.epoch,
                 current=remote.epoch,
             )

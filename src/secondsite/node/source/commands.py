@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Final
 
 import structlog
@@ -45,6 +46,9 @@ class SourceCommands:
         return {
             "source.start": self.start,
             "source.policy": self.policy,
+            "source.pause": self.pause,
+            "source.resume": self.resume,
+            "source.resync": self.resync,
             "source.prepare": self.prepare,
             "source.release": self.release,
             "source.demote": self.demote,
@@ -87,6 +91,7 @@ class SourceCommands:
             disks=tuple(wanted),
             vm=vm.uuid,
             peer=_peer(args),
+            start_at=_start_at(args),
         )
         folder = self.items.folder(item) / "digests"
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,6 +135,34 @@ class SourceCommands:
         item = _item(command)
         self.items.change(item, policy=Policy(**command.args["policy"]))
         self.replicators.wake(item)
+        return {}
+
+    def pause(self, command: Command, progress: Progress) -> Mapping[str, Any]:
+        """Run no cycles; what the guest changes is tracked on. A cycle that runs is given up."""
+        item = _item(command)
+        require_role(self.items.get(item), Role.SOURCE)
+        self.items.change(item, paused=True)
+        self.replicators.stop(item)
+        return {}
+
+    def resume(self, command: Command, progress: Progress) -> Mapping[str, Any]:
+        """Go on from the last acknowledged point, at once."""
+        item = _item(command)
+        require_role(self.items.get(item), Role.SOURCE)
+        self.items.change(item, paused=False)
+        self.replicators.start(item)
+        self.replicators.wake(item)
+        return {}
+
+    def resync(self, command: Command, progress: Progress) -> Mapping[str, Any]:
+        """Compare whole disks with what the target holds, at once, whatever the tracking says."""
+        item = _item(command)
+        require_role(self.items.get(item), Role.SOURCE)
+        self.replicators.stop(item)
+        record = self.items.get(item)
+        if record.acked is not None:  # else the initial replication compares anyway
+            self.items.change(item, acked=replace(record.acked, checkpoint=""), compare=True)
+        self.replicators.start(item)
         return {}
 
     def prepare(self, command: Command, progress: Progress) -> Mapping[str, Any]:
@@ -241,6 +274,16 @@ def _item(command: Command) -> ItemId:
     if command.item is None:
         raise InvalidInputError(f"{command.kind} names no item")
     return command.item
+
+
+def _start_at(args: Mapping[str, Any]) -> str:
+    text = args.get("start_at")
+    if not text:
+        return ""
+    try:
+        return format_time(datetime.fromisoformat(str(text)))
+    except ValueError as error:
+        raise InvalidInputError(f"not a time: {text!r}", hint="expected 2026-11-23T05:00:00Z") from error
 
 
 def _peer(args: Mapping[str, Any]) -> Peer:

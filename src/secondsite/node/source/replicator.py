@@ -2,7 +2,8 @@
 
 A cycle that fails is repeated with back-off; a cycle that overruns its interval is followed at once by the next, and
 counted. Nothing here stops the guest, and nothing here forgets: what a failed cycle knew is found out again by the next.
-A stale epoch ends the thread: another side has the item.
+A stale epoch ends the thread if the other side runs the machine: this one is fenced at once. A target that is merely ahead has
+cancelled a failover, and the order that lets this side go on is under way: it is tried again.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import structlog
 from secondsite.capture.port import Capture
 from secondsite.capture.quiesce import Quiescer
 from secondsite.errors import ConflictError, SecondSiteError, StaleEpochError
-from secondsite.model.ids import ItemId
-from secondsite.model.manifest import Consistency, PointKind, VmDefinition, format_time
+from secondsite.model.ids import Epoch, ItemId
+from secondsite.model.manifest import Consistency, PointKind, VmDefinition, format_time, parse_time
 from secondsite.node.executor import Progress
 from secondsite.node.records import ItemRecord, ItemStore, Role
 from secondsite.node.source.cycle import Cycle, CycleOutcome
@@ -29,6 +30,8 @@ from secondsite.ship.backoff import EAGER_STEPS_S, CycleBackoff
 from secondsite.ship.sender import Sender
 
 HISTORY: Final = 720
+SCHEDULE_LOOK_S: Final = 30.0
+"""How often a replication that was put off looks at the clock, which may be set meanwhile."""
 CYCLES_REPORTED: Final = 12
 
 log = structlog.get_logger(__name__)
@@ -46,6 +49,8 @@ class Adapters:
     monotonic: Callable[[], float] = time.monotonic
     quiescer: Callable[[ItemRecord], Quiescer | None] = lambda _: None
     tell: Callable[[ItemId, str, str], None] = lambda _item, _code, _message: None
+    superseded: Callable[[ItemId, Epoch], None] = lambda _item, _epoch: None
+    """Told, from the item's thread, that the other side runs the machine under this epoch. Must not wait for the thread."""
 
 
 class Replicator:
@@ -151,6 +156,8 @@ class Replicator:
             phase = "stopped" if not self.alive else "waiting"
         elif not self.alive:
             phase = "stopped"
+        elif not self._running and self._until_start_s() > 0:
+            phase = "scheduled"
         elif not self._running:
             phase = "idle"  # not what the last cycle was: the next may be long in coming
         else:
@@ -183,6 +190,7 @@ class Replicator:
     def _run(self) -> None:
         backoff = CycleBackoff(EAGER_STEPS_S)
         due = self.monotonic()
+        self._wait_for_start()
         while not self._stop.is_set():
             interval = self.items.get(self.item).policy.copy_frequency_s
             try:
@@ -193,15 +201,10 @@ class Replicator:
                     self.items.count(self.item, "missed_cycles")
                     due = self.monotonic()
                 self._pause(due)
-            except StaleEpochError as error:
-                self.error = error
-                log.warning("superseded, replication ends", item=self.item, error=error.to_dict())
-                return
             except SecondSiteError as error:
                 if self._stop.is_set():
                     return
-                if error.code == StaleEpochError.code:
-                    self.error = error
+                if error.code == StaleEpochError.code and self._is_superseded(error):
                     return
                 self._failed(error, backoff)
                 due = self.monotonic()
@@ -214,6 +217,29 @@ class Replicator:
                     backoff,
                 )
                 due = self.monotonic()
+
+    def _is_superseded(self, error: SecondSiteError) -> bool:
+        """Whether another side has the item; if it runs the machine, this one steps down without being told."""
+        role, current = error.attributes.get("role"), error.attributes.get("current")
+        if role == Role.TARGET:
+            return False
+        self.error = error
+        log.warning("superseded, replication ends", item=self.item, error=error.to_dict())
+        if role == Role.ACTIVE and isinstance(current, int) and current > self.items.get(self.item).epoch:
+            self._adapters.superseded(self.item, Epoch(current))
+        return True
+
+    def _wait_for_start(self) -> None:
+        """Wait until the time that the initial replication was put off to; only `stop` cuts that short."""
+        while not self._stop.is_set():
+            left_s = self._until_start_s()
+            if left_s <= 0:
+                return
+            self._stop.wait(min(left_s, SCHEDULE_LOOK_S))
+
+    def _until_start_s(self) -> float:
+        start_at = self.items.get(self.item).start_at
+        return (parse_time(start_at) - self.clock()).total_seconds() if start_at else 0.0
 
     def _once(self, consistency: Consistency) -> CycleOutcome:
         self._running = True
@@ -283,7 +309,10 @@ class Replicators:
         self._by_item: dict[ItemId, Replicator] = {}
 
     def start(self, item: ItemId) -> None:
-        """Replicate the item; nothing happens if it is replicated already."""
+        """Replicate the item; nothing happens if it is replicated already, is paused, or may not run yet."""
+        record = self._items.find(item)
+        if record is not None and (record.paused or record.held is not None):
+            return
         with self._lock:
             replicator = self._by_item.get(item)
             if replicator is None or not replicator.alive:

@@ -108,12 +108,14 @@ class JournalReceiver:
             raise StaleEpochError(
                 f"this node is {record.role.value} for {record.name}; it takes no points",
                 item=item,
+                role=record.role.value,
                 current=record.epoch,
             )
         if epoch is not None and epoch != record.epoch:
             raise StaleEpochError(
                 f"epoch {epoch} of {record.name} is not {record.epoch}",
                 item=item,
+                role=record.role.value,
                 epoch=epoch,
                 current=record.epoch,
             )
