@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -341,6 +342,43 @@ def test_a_listener_without_its_key_says_so(kdc: PrivateKdc, tmp_path: Path, key
         acceptor.check()
     assert str(path) in caught.value.message
     assert caught.value.hint
+
+
+def test_a_service_whose_keys_were_changed_is_reached_at_the_second_try(
+    tmp_path: Path, kdc: PrivateKdc
+) -> None:
+    # Our ticket is for the old key, which the target has no more: without a fresh one we would be out until it ends.
+    with kerberos_site(tmp_path, kdc) as site:
+        site.names[ME] = SOURCE
+        trust = site.trust(ME)
+        with site.client(trust) as client:
+            client.get(STATUS)
+        keytab = kdc.keytab(site.service)
+        keytab.unlink()
+        kdc.change_keys(site.service)
+        with site.client(trust) as client:
+            with pytest.raises(UnauthenticatedError):
+                client.get(STATUS)
+            assert client.get(STATUS)["epoch"]
+
+
+def test_many_connections_at_once_fill_one_cache(site: KerberosSite) -> None:
+    trust = site.trust(ME)
+    failed: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            with site.client(trust) as client:
+                client.get(STATUS)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
 
 
 def test_a_kdc_that_is_down_is_worth_another_try(site: KerberosSite, tmp_path: Path) -> None:

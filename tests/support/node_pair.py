@@ -16,7 +16,7 @@ from typing import Any
 from secondsite.errors import RemoteError
 from secondsite.model.ids import CommandId, Epoch, ItemId, NodeId, SiteId
 from secondsite.model.policy import Policy
-from secondsite.node.config import NodeConfig
+from secondsite.node.config import KerberosConfig, NodeConfig
 from secondsite.node.daemon import NodeDaemon
 from secondsite.node.executor import Command
 from secondsite.ship.identity import CertificateAuthority
@@ -63,6 +63,8 @@ class PairNode:
         self.answers = Answers()
         self.daemon.executor._answers = self.answers
         self.daemon.listener.start()
+        if self.daemon.tickets is not None:
+            self.daemon.tickets.start()
         self.daemon.replicators.start_all()
         self.daemon.upkeep.start()
 
@@ -87,9 +89,20 @@ class PairNode:
         return outcome["result"]
 
     @property
+    def as_source(self) -> dict[str, Any]:
+        """How `target.create` and `target.adopt` name this node."""
+        kerberos = self.daemon.config.kerberos
+        named = {} if kerberos is None else {"source_principal": kerberos.principal}
+        return {"source_node": self.daemon.config.node, **named}
+
+    @property
     def target(self) -> dict[str, Any]:
         """What `source.start` takes as target."""
         config = self.daemon.config
+        if self.daemon.tickets is not None and config.kerberos is not None:
+            host, port = self.daemon.tickets.listener.address
+            place = {"node": config.node, "host": host, "port": port}
+            return {**place, "auth": "kerberos", "service": config.kerberos.accepts}
         return {"node": config.node, "host": config.listen_host, "port": config.listen_port}
 
 
@@ -108,7 +121,7 @@ class NodePair:
             "target.create",
             item,
             1,
-            {**shared, "disks": dict(disks), "source_node": self.primary.daemon.config.node},
+            {**shared, "disks": dict(disks), **self.primary.as_source},
         )
         self.primary.call(
             "source.start",
@@ -135,8 +148,10 @@ def wait_until(holds: Callable[[], Any], timeout_s: float = 60, what: str = "") 
 
 
 @contextmanager
-def node_pair(folder: Path, pair: HypervisorPair) -> Iterator[NodePair]:
-    """Two nodes on two hypervisors, with certificates of one authority."""
+def node_pair(
+    folder: Path, pair: HypervisorPair, kerberos: Mapping[str, KerberosConfig] | None = None
+) -> Iterator[NodePair]:
+    """Two nodes on two hypervisors, with certificates of one authority. `kerberos`: settings of "primary" and "recovery"."""
     authority = CertificateAuthority.create("test")
     nodes: list[PairNode] = []
     try:
@@ -155,6 +170,7 @@ def node_pair(folder: Path, pair: HypervisorPair) -> Iterator[NodePair]:
                 storage=str(hypervisor.storage),
                 listen_host="127.0.0.1",
                 listen_port=_free_port(),
+                kerberos=(kerberos or {}).get(name),
             ).save(state)
             nodes.append(PairNode(state))
         yield NodePair(*nodes)

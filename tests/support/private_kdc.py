@@ -90,8 +90,12 @@ class PrivateKdc:
             realm = principal.rpartition("@")[2]
             path = self._keytabs[principal] = self.folder / f"{len(self._keytabs)}.keytab"
             self._admin(realm, f'addprinc -randkey -maxlife "1 hour" {principal}')
-            self._admin(realm, f"ktadd -k {path} {principal}")
+            self.change_keys(principal)
         return path
+
+    def change_keys(self, principal: str) -> None:
+        """Give the principal new keys, and add them to its keytab."""
+        self._admin(principal.rpartition("@")[2], f"ktadd -k {self._keytabs[principal]} {principal}")
 
     def run(self, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a client program (kinit, klist) against this KDC."""

@@ -94,7 +94,8 @@ class KerberosSite:
     def trust(self, principal: str, **changes: Any) -> KerberosTrust:
         """Return what a client with this principal (in VAULT.TEST, unless its name says otherwise) dials with."""
         principal = principal if "@" in principal else f"{principal}@{REALM}"
-        fields = {"keytab": self.kdc.keytab(principal), "service": self.service, **changes}
+        cache = self.site.folder / f"tickets-{secrets.token_hex(4)}"
+        fields = {"keytab": self.kdc.keytab(principal), "service": self.service, "ccache": cache, **changes}
         ca = self.site.folder / "target" / "ca.pem"
         return KerberosTrust(ca, principal, **fields)
 

@@ -10,6 +10,7 @@ import typer
 
 from secondsite.cli.client import connect
 from secondsite.cli.logs import log_to_stderr
+from secondsite.cli.node_kerberos import kerberos
 from secondsite.cli.output import Json, err, out, print_fields, print_json, print_rows, reporting
 from secondsite.errors import InvalidInputError
 
@@ -173,6 +174,12 @@ def remove(node: Annotated[str, typer.Argument(help="Its name or id.")], as_json
             print_json(row)
         else:
             err.print(f"node {node} removed", markup=False)
+
+
+app.command(
+    epilog="Example: secondsite node kerberos --principal HTTP/host-1.example@EXAMPLE --keytab /etc/secondsite/node.keytab "
+    "--listen 0.0.0.0:8083 --advertise host-1.example"
+)(kerberos)
 
 
 def host_port(text: str) -> tuple[str, int]:

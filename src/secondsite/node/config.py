@@ -13,13 +13,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from secondsite import durable
 from secondsite.errors import CorruptError, NotFoundError
 from secondsite.model.ids import ItemId, NodeId, SiteId
+
+
+@dataclass(frozen=True, slots=True)
+class KerberosConfig:
+    """A node's Kerberos settings. With a `listen_host` it takes tickets there, as `service` (by default its principal).
+
+    principal, keytab: who it is when it dials a listener that takes tickets; the keytab also holds the service's key.
+    peers: which nodes principals stand for, beyond what the service names.
+    """
+
+    principal: str
+    keytab: str
+    service: str = ""
+    listen_host: str = ""
+    listen_port: int = 0
+    advertise_host: str = ""
+    peers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def accepts(self) -> str:
+        """The service principal that clients dial."""
+        return self.service or self.principal
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +60,7 @@ class NodeConfig:
     listen_port: int
     services: list[str] = field(default_factory=list)
     """Further addresses of the service ("host:port"): where a standby listens once it has taken over."""
+    kerberos: KerberosConfig | None = None
 
     @property
     def service_addresses(self) -> list[tuple[str, int]]:
@@ -64,12 +87,15 @@ class NodeConfig:
         """Read the settings; NotFoundError if the node was never enrolled."""
         path = state / "node.json"
         try:
-            return cls(**json.loads(path.read_text()))
+            fields = json.loads(path.read_text())
+            if fields.get("kerberos") is not None:
+                fields["kerberos"] = KerberosConfig(**fields["kerberos"])
+            return cls(**fields)
         except FileNotFoundError as error:
             raise NotFoundError(
                 f"{state} holds no enrolled node", hint="enrol it first: secondsite node enrol --help"
             ) from error
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise CorruptError(f"{path} does not parse: {error}", hint="enrol the node again") from error
 
 

@@ -33,6 +33,7 @@ from secondsite.node.channel import STANDBY_POLL_S, STANDBY_RETRY_MAX_S, Channel
 from secondsite.node.config import Folders, NodeConfig
 from secondsite.node.events import NodeEvents
 from secondsite.node.executor import Executor
+from secondsite.node.kerberos import TicketListener, trust_for
 from secondsite.node.records import ItemRecord, ItemStore
 from secondsite.node.renewal import Renewal
 from secondsite.node.renewal import finish as finish_renewal
@@ -83,7 +84,7 @@ class NodeDaemon:
             assert record.peer is not None
             return Sender(
                 Endpoint(record.peer.host, record.peer.port, record.peer.node),
-                credentials,
+                trust_for(record.peer, credentials, self.config.kerberos, folders.run),
                 record.item,
                 record.epoch,
                 limiter=self._limiter(record),
@@ -110,11 +111,13 @@ class NodeDaemon:
         self.settler = Settler(self.items, self.replicas)
         clock = adapters.clock
         self.upkeep = Upkeep(self.items, self.journals, self.replicas, self.settler, clock)
-        self.listener = Listener(
-            (self.config.listen_host, self.config.listen_port),
-            credentials,
-            JournalReceiver(self.items, self.journals),
-        )
+        receiver = JournalReceiver(self.items, self.journals)
+        self.listener = Listener((self.config.listen_host, self.config.listen_port), credentials, receiver)
+        kerberos = self.config.kerberos
+        self.tickets: TicketListener | None = None
+        if kerberos is not None and kerberos.listen_host:
+            replay = folders.identity / "replay"
+            self.tickets = TicketListener(kerberos, credentials, receiver, self.items, replay)
         reporter = Reporter(
             self.items, self.replicators, self.journals, self.fabric, clock, events=self.events
         )
@@ -133,6 +136,8 @@ class NodeDaemon:
     def start(self) -> None:
         """Start everything; the data plane first."""
         self.listener.start()
+        if self.tickets is not None:
+            self.tickets.start()
         thaw_leftovers(self.items, self._quiescer, self._closing)
         self.replicators.start_all()
         self.upkeep.start()
@@ -148,6 +153,8 @@ class NodeDaemon:
         self.renewal.close()
         self.channel.close()
         self.replicators.close()
+        if self.tickets is not None:
+            self.tickets.stop()
         self.listener.stop()
         self.settler.close()
         self.upkeep.close()
@@ -160,6 +167,8 @@ class NodeDaemon:
     def _renewed(self) -> None:
         """New connections show the new certificate. A sender whose old one is refused is made anew by its next cycle."""
         self.listener.reload()
+        if self.tickets is not None:
+            self.tickets.reload()
 
     def _quiescer(self, record: ItemRecord) -> Quiescer:
         agent = LibvirtAgent(Machine(self.config.fabric, record.vm, record.disks))

@@ -21,6 +21,7 @@ import hashlib
 import importlib
 import os
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -154,15 +155,16 @@ class KerberosAcceptor:
 class KerberosTrust:
     """The dialling side: see the module. A client's Trust.
 
-    principal, keytab: who we are. service: the target's principal. ccache: where tickets are kept, by default in memory;
-    they are fetched with the keytab as needed, and anew when half of their life is over.
+    principal, keytab: who we are. service: the target's principal. ccache: the file where tickets are kept; they are fetched
+    with the keytab as needed, and anew when half of their life is over. A refusal removes the file: keys change, and an
+    old ticket must not keep us out until it ends.
     """
 
     ca_file: Path
     principal: str
     keytab: Path
     service: str
-    ccache: str = ""
+    ccache: Path
 
     def client_context(self) -> ssl.SSLContext:
         """Return a context that checks the server's certificate and shows none."""
@@ -174,21 +176,19 @@ class KerberosTrust:
         It may wait for the KDC, within the bounds of krb5.conf.
         """
         gss = load_gssapi()
+        try:
+            self._introduce(gss, connection)
+        except UnauthenticatedError:
+            with self._lock():
+                self.ccache.unlink(missing_ok=True)
+            raise
+
+    def _introduce(self, gss: Any, connection: PeerConnection) -> None:
         assert isinstance(connection.sock, ssl.SSLSocket)
         binding = channel_binding(connection.sock.getpeercert(binary_form=True) or b"")
-        store = {
-            "client_keytab": str(self.keytab),
-            "ccache": self.ccache or f"MEMORY:secondsite-{self.principal}",
-        }
-        context = gss.SecurityContext(
-            name=_name(gss, self.service),
-            creds=_acquire(gss, self.principal, self.keytab, "initiate", store),
-            usage="initiate",
-            mech=gss.OID.from_int_seq(_SPNEGO),
-            flags=gss.RequirementFlag.mutual_authentication | gss.RequirementFlag.integrity,
-            channel_bindings=_bindings(binding),
-        )
-        token = _step(gss, context, None, self.service)
+        with self._lock():  # the library fills an empty cache in several steps
+            context = self._begin(gss, binding)
+            token = _step(gss, context, None, self.service)
         text = base64.b64encode(token or b"").decode()
         connection.request("GET", SESSION_PATH, headers={"Authorization": f"Negotiate {text}"})
         response = connection.getresponse()
@@ -204,6 +204,23 @@ class KerberosTrust:
                 service=self.service,
             )
         connection.good_until = time.monotonic() + _seconds_left(gss, context) - _MARGIN_S
+
+    def _begin(self, gss: Any, binding: bytes) -> Any:
+        store = {"client_keytab": str(self.keytab), "ccache": f"FILE:{self.ccache}"}
+        return gss.SecurityContext(
+            name=_name(gss, self.service),
+            creds=_acquire(gss, self.principal, self.keytab, "initiate", store),
+            usage="initiate",
+            mech=gss.OID.from_int_seq(_SPNEGO),
+            flags=gss.RequirementFlag.mutual_authentication | gss.RequirementFlag.integrity,
+            channel_bindings=_bindings(binding),
+        )
+
+    def _lock(self) -> threading.Lock:
+        return _CACHES.setdefault(self.ccache, threading.Lock())
+
+
+_CACHES: Final[dict[Path, threading.Lock]] = {}
 
 
 def _step(gss: Any, context: Any, token: bytes | None, service: str) -> bytes | None:
