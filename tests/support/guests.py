@@ -38,7 +38,7 @@ class Guest:
         self.domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
         self.console = ConsoleReader(self.hypervisor, self.domain.name())
         self.domain.resume()
-        self.console.wait_for(r"SS-FIRST|SS-CHECK")
+        self.console.wait_for(r"SS-FIRST|SS-CHECK|SS-FOLLOW")
         return self.console
 
     def wait_for_agent(self) -> None:
@@ -71,6 +71,8 @@ def running_guest(
     rate: int = 200,
     churn: int = 8,
     check: bool = False,
+    say: bool = False,
+    follow: bool = False,
     networks: Sequence[str] = (),
     agent: bool = False,
 ) -> Iterator[Guest]:
@@ -90,7 +92,16 @@ def running_guest(
     connection = hypervisor.connect()
     try:
         xml = domain_xml(
-            name, files, images, rate=rate, churn=churn, check=check, networks=networks, agent=agent
+            name,
+            files,
+            images,
+            rate=rate,
+            churn=churn,
+            check=check,
+            say=say,
+            follow=follow,
+            networks=networks,
+            agent=agent,
         )
         guest = Guest(hypervisor, connection.defineXML(xml), images)
         try:

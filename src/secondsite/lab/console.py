@@ -91,6 +91,15 @@ class ConsoleReader:
         """Wait until the guest has said which record it wrote first in this run; return its number."""
         return int(self.wait_for(r"SS-FIRST n=(\d+)|SS-AT n=\d+ first=(\d+)", timeout_s).expand(r"\1\2"))
 
+    def send(self, text: str) -> None:
+        """Type `text` on the guest's console. A line of more than 4095 bytes, or many that nobody reads, are cut by its kernel."""
+        data = text.encode()
+        while data:
+            try:
+                data = data[max(0, self._stream.send(data)) :]
+            except libvirt.libvirtError as error:
+                raise UnavailableError(f"the console of {self._name} takes nothing: {error}") from error
+
     def close(self) -> None:
         """Stop reading; the lines stay. Safe to call twice."""
         with self._changed:

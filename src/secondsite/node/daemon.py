@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,8 +39,10 @@ from secondsite.node.records import ItemRecord, ItemStore
 from secondsite.node.renewal import Renewal
 from secondsite.node.renewal import finish as finish_renewal
 from secondsite.node.report import Reporter
+from secondsite.node.source.barrier import Pausing
 from secondsite.node.source.commands import SourceCommands
 from secondsite.node.source.consistency import thaw_leftovers
+from secondsite.node.source.groups import Groups
 from secondsite.node.source.replicator import Adapters, Replicators
 from secondsite.node.target.commands import TargetCommands
 from secondsite.node.target.journals import Journals
@@ -96,7 +99,10 @@ class NodeDaemon:
             return capture_for(self.config.fabric, record.vm, record.disks, _scratch(folders, record))
 
         self.events = NodeEvents()
+        pausing = Pausing(self.fabric, state / "groups", lambda: datetime.now(UTC), time.monotonic)
+        groups = Groups(pausing)
         adapters = Adapters(
+            groups=groups,
             quiescer=self._quiescer,
             tell=self.events.tell,
             capture=capture,
@@ -126,6 +132,7 @@ class NodeDaemon:
         reporter.space = self.space = Space(self.items, self.journals, folders.storage, clock)
         self.renewal = Renewal(credentials, client, self._renewed, clock)
         handlers = {
+            **groups.handlers(),
             **SourceCommands(self.items, self.replicators, self.fabric).handlers(),
             **TargetCommands(
                 self.items, self.journals, self.replicas, self.settler, self.fabric, folders, open_base

@@ -150,4 +150,5 @@ def describe_point(point: PointInfo) -> dict[str, Any]:
         "digest": point.digest,
         "changed": point.changed,
         "stored": point.stored,
+        "group": point.group,
     }

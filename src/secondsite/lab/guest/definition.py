@@ -22,6 +22,8 @@ def domain_xml(
     rate: int = 200,
     churn: int = 4,
     check: bool = False,
+    say: bool = False,
+    follow: bool = False,
     networks: Sequence[str] = (),
     memory_mib: int = 256,
     serial_log: Path | None = None,
@@ -31,7 +33,8 @@ def domain_xml(
 ) -> str:
     """Return the definition of a guest that writes `rate` records and `churn` files a second at most.
 
-    `check`: write nothing, judge the disks and print it. `serial_log`: a file that gets all console output, also of
+    `check`: write nothing, judge the disks and print it. `say`: print each record's number once it is stable. `follow`: write
+    a record only once its number (or a higher one) came in a line on the console. `serial_log`: a file that gets all console output, also of
     the time when nobody reads; leave it out where the definition is to run on two sites of one machine. `agent`: a
     channel for the guest agent. `cache`: QEMU's mode; "none" needs a file system with O_DIRECT below the disks.
     """
@@ -47,7 +50,9 @@ def domain_xml(
     _add(boot, "type", "hvm", arch="x86_64", machine="pc")
     _add(boot, "kernel", str(files.kernel))
     _add(boot, "initrd", str(files.initrd))
-    settings = f"ss.rate={rate} ss.churn={churn} ss.check={int(check)}"
+    settings = (
+        f"ss.rate={rate} ss.churn={churn} ss.check={int(check)} ss.say={int(say)} ss.follow={int(follow)}"
+    )
     # Without the mitigations and self tests that an emulated processor does slowly: a quarter of a second of boot.
     _add(boot, "cmdline", f"console=ttyS0 quiet nokaslr mitigations=off cryptomgr.notests {settings}")
     _add(_add(domain, "features"), "acpi")  # without it there is no power button

@@ -17,7 +17,11 @@
  * second ; SS-LAST n=<n> when the power button was pressed ; SS-CHECK ok|bad n=<n> bad=<slots> with ss.check=1, which
  * writes nothing ; SS-ERROR <what> when something fails.
  *
- * From the kernel's command line: ss.rate=<records a second> ss.churn=<files a second> ss.check=<0|1>.
+ * Causes and effects. With ss.say=1 it prints SS-DID n=<n> once record n is stable. With ss.follow=1 it writes record n only after a
+ * line on its console has named n or a higher number. So if one guest follows what another one said, its last record is never
+ * higher than the other's, in any copy of both that is one moment. It says SS-FOLLOW when it begins to listen.
+ *
+ * From the kernel's command line: ss.rate=<records a second> ss.churn=<files a second> ss.check=<0|1> ss.say=<0|1> ss.follow=<0|1>.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -33,6 +37,7 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -273,10 +278,43 @@ static void unmount_all(void) {
     }
 }
 
+/* Numbers come in lines; what is echoed would only be noise for who reads. */
+static void listen_on_console(void) {
+    struct termios terminal;
+    if (tcgetattr(STDIN_FILENO, &terminal) == 0) {
+        terminal.c_lflag &= ~(tcflag_t)ECHO;
+        tcsetattr(STDIN_FILENO, TCSANOW, &terminal);
+    }
+    printf("SS-FOLLOW\n");
+}
+
+/* Wait until record n may be written; 0 if the power button was pressed before. */
+static int told_of(uint64_t n) {
+    static uint64_t told, number;
+    while (told < n) {
+        struct pollfd console = {.fd = STDIN_FILENO, .events = POLLIN};
+        char text[256];
+        if (pressed_before(now(CLOCK_MONOTONIC))) return 0;
+        if (poll(&console, 1, 100) <= 0) continue;
+        ssize_t length = read(STDIN_FILENO, text, sizeof text);
+        for (ssize_t i = 0; i < length; i++) {
+            if (text[i] >= '0' && text[i] <= '9') {
+                number = number * 10 + (uint64_t)(text[i] - '0');
+                continue;
+            }
+            if (number > told) told = number;
+            number = 0;
+        }
+    }
+    return 1;
+}
+
 static uint64_t write_records(uint64_t *record, uint64_t rate) {
+    uint64_t says = setting("say", 0), follows = setting("follow", 0);
     uint64_t boot, first = last + 1, n = first, started = now(CLOCK_MONOTONIC), spoken = started;
     if (getrandom(&boot, sizeof boot, GRND_NONBLOCK) != sizeof boot) boot = now(CLOCK_REALTIME);
-    while (!pressed_before(started)) {
+    if (follows) listen_on_console();
+    while (!pressed_before(started) && (!follows || told_of(n))) {
         struct disk *disk = &disks[n % disk_count];
         fill(record, n, boot);
         if (pwrite(disk->fd, record, BLOCK, (off_t)(disk->offset + record[SLOT] * BLOCK)) != BLOCK) {
@@ -286,6 +324,7 @@ static uint64_t write_records(uint64_t *record, uint64_t rate) {
         }
         uint64_t t = now(CLOCK_MONOTONIC);
         if (n == first) printf("SS-FIRST n=%lu\n", n);
+        if (says) printf("SS-DID n=%lu\n", n);
         if (t - spoken >= SECOND) {
             printf("SS-AT n=%lu first=%lu\n", n, first);
             spoken = t;

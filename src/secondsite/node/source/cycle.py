@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -46,6 +46,7 @@ from secondsite.model.units import MIB, PART_DATA_MAX
 from secondsite.node.records import Acked, ItemRecord, ItemStore
 from secondsite.node.source.belief import Belief
 from secondsite.node.source.consistency import Quiet
+from secondsite.node.source.group import Meeting
 from secondsite.node.source.suspects import WithSuspects
 from secondsite.ship.protocol import PartKind
 from secondsite.ship.sender import Outgoing, Sender
@@ -87,6 +88,8 @@ class Ports(Protocol):
     monotonic: Callable[[], float]
 
     def capture(self, record: ItemRecord) -> Capture: ...
+
+    def meet(self, record: ItemRecord, consistency: Consistency) -> AbstractContextManager[Meeting]: ...
 
     def quiescer(self, record: ItemRecord) -> Quiescer | None: ...
 
@@ -151,9 +154,11 @@ class Cycle:
         started: float,
         wire_before: int,
     ) -> CycleOutcome:
-        capture = self.quiet.capture(self._ports.capture(record), record, consistency)
         name = f"ss-{uuid.uuid4().hex[:12]}"
         with ExitStack() as stack:
+            meeting = stack.enter_context(self._ports.meet(record, consistency))
+            still = meeting.capture(self._ports.capture(record))
+            capture = self.quiet.capture(still, record, consistency)
             snapshot, record, suspects = self._snapshot(stack, capture, record, name)
             self.kind = PointKind.RESYNC if suspects else _kind(record)
             tables = stack.enter_context(self._target.tables(record))
@@ -164,7 +169,7 @@ class Cycle:
                 pending, parts = self._ship_changes(record, sender, snapshot, tables, suspects)
             # Raises if the bytes turn out not to be one instant: before anything is sealed.
             snapshot.close()
-            manifest = self._manifest(record, snapshot, parts, capture.consistency, tables)
+            manifest = self._manifest(record, snapshot, parts, capture.consistency, tables, meeting.labels)
             promise = self._target.promise_point(manifest, snapshot.checkpoint, pending)
             self._target.seal(sender, manifest)
             self._target.acknowledge(record, promise, manifest=manifest, tables=tables)
@@ -283,6 +288,7 @@ class Cycle:
         parts: Mapping[DiskKey, _DiskParts],
         consistency: Consistency,
         tables: Mapping[DiskKey, DigestTable],
+        labels: Mapping[str, str],
     ) -> Manifest:
         # The first point names no logs: the journal seals it only if its base is what our tables say it is.
         proven = tables if self.kind is PointKind.INITIAL else {}
@@ -306,7 +312,7 @@ class Cycle:
             },
             # From the fabric, not the snapshot: a machine that is locked for a failover is described unlocked.
             vm=self._ports.definition(record),
-            labels={table_label(disk): table.fingerprint() for disk, table in proven.items()},
+            labels={**labels, **{table_label(disk): table.fingerprint() for disk, table in proven.items()}},
         )
 
     # -- files -----------------------------------------------------------------------------------------

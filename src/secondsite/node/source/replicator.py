@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -26,6 +27,8 @@ from secondsite.model.manifest import Consistency, PointKind, VmDefinition, form
 from secondsite.node.executor import Progress
 from secondsite.node.records import ItemRecord, ItemStore, Role
 from secondsite.node.source.cycle import Cycle, CycleOutcome
+from secondsite.node.source.group import Meeting
+from secondsite.node.source.groups import Groups, is_fit
 from secondsite.ship.backoff import EAGER_STEPS_S, CycleBackoff
 from secondsite.ship.sender import Sender
 
@@ -47,6 +50,7 @@ class Adapters:
     adopt_checkpoint: Callable[[ItemRecord, str], None]
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     monotonic: Callable[[], float] = time.monotonic
+    groups: Groups | None = None
     quiescer: Callable[[ItemRecord], Quiescer | None] = lambda _: None
     tell: Callable[[ItemId, str, str], None] = lambda _item, _code, _message: None
     superseded: Callable[[ItemId, Epoch], None] = lambda _item, _epoch: None
@@ -79,6 +83,11 @@ class Replicator:
     def capture(self, record: ItemRecord) -> Capture:
         """Return the capture that fits the machine's power state now."""
         return self._adapters.capture(record)
+
+    def meet(self, record: ItemRecord, consistency: Consistency) -> AbstractContextManager[Meeting]:
+        """Bring the cycle together with those of the item's group, if it has one."""
+        groups = self._adapters.groups
+        return nullcontext(Meeting()) if groups is None else groups.meet(record, consistency, self.cancelled)
 
     def quiescer(self, record: ItemRecord) -> Quiescer | None:
         """Return what freezes the guest."""
@@ -120,6 +129,11 @@ class Replicator:
         self._stop.clear()
         self._thread = threading.Thread(target=self._run, name=f"replicate-{self.item[:8]}", daemon=True)
         self._thread.start()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for its interval: its last cycle went well, and the next is not due."""
+        return self.alive and not self._running and self.error is None
 
     def wake(self) -> None:
         """Do not wait for the interval or the back-off: run the next cycle now."""
@@ -181,6 +195,7 @@ class Replicator:
             if self._retry_at is None
             else max(0.0, round(self._retry_at - self.monotonic(), 1)),
             "app_consistent": self._app_consistent(),
+            "group": None if self._adapters.groups is None else self._adapters.groups.describe(self.item),
             "last_cycle": cycles[-1] if cycles else None,
             "cycles": cycles,
         }
@@ -193,6 +208,7 @@ class Replicator:
         self._wait_for_start()
         while not self._stop.is_set():
             interval = self.items.get(self.item).policy.copy_frequency_s
+            due = min(due, self.monotonic())  # woken early: the interval begins now
             try:
                 self._once(Consistency.CRASH)
                 backoff.succeeded()
@@ -243,6 +259,7 @@ class Replicator:
 
     def _once(self, consistency: Consistency) -> CycleOutcome:
         self._running = True
+        self._wake.clear()  # this is the cycle that was asked for
         try:
             outcome = self._cycle.run(consistency)
         except BaseException:
@@ -307,6 +324,9 @@ class Replicators:
         self._adapters = adapters
         self._lock = threading.Lock()
         self._by_item: dict[ItemId, Replicator] = {}
+        self._groups = adapters.groups
+        if self._groups is not None:
+            self._groups.peers = self
 
     def start(self, item: ItemId) -> None:
         """Replicate the item; nothing happens if it is replicated already, is paused, or may not run yet."""
@@ -321,6 +341,8 @@ class Replicators:
 
     def start_all(self) -> None:
         """Go on with every item whose source this node is: after a restart, with or without the service."""
+        if self._groups is not None:
+            self._groups.start()
         for record in self._items.all():
             if record.role is Role.SOURCE:
                 self.start(record.item)
@@ -337,6 +359,19 @@ class Replicators:
         with self._lock:
             replicator = self._by_item.get(item)
         if replicator is not None:
+            replicator.wake()
+
+    def takes_part(self, item: ItemId) -> bool:
+        """See `group.Peers`: who has failed is not waited for, since its next try may be far off."""
+        record, replicator = self._items.find(item), self.find(item)
+        if record is None or replicator is None or record.role is not Role.SOURCE:
+            return False
+        return replicator.alive and replicator.error is None and is_fit(record)
+
+    def call(self, item: ItemId) -> None:
+        """See `group.Peers`."""
+        replicator = self.find(item)
+        if replicator is not None and replicator.idle:
             replicator.wake()
 
     def find(self, item: ItemId) -> Replicator | None:
@@ -366,3 +401,5 @@ class Replicators:
             replicators = list(self._by_item.values())
         for replicator in replicators:
             replicator.stop()
+        if self._groups is not None:
+            self._groups.close()
