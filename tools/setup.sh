@@ -17,7 +17,9 @@ packages=(
 test_packages=(
   postgresql           # the store is tested on it, too; the tests run their own server
   libnbd-bin cpio      # nbdcopy as a peer of our NBD server; cpio reads what our initramfs writer wrote
+  python3-gssapi krb5-kdc krb5-admin-server krb5-user   # replication with Kerberos; the tests run their own KDC
 )
+quiet_units=(krb5-kdc krb5-admin-server)   # the tests need the programs alone: these neither start now nor at boot
 case "$for_what" in
   demo) ;;
   test) packages+=("${test_packages[@]}") ;;
@@ -31,8 +33,12 @@ as_root() {
 }
 
 said=$(mktemp)
-no_cluster=
-clean_up() { rm -f "$said"; [ -z "$no_cluster" ] || as_root rm -f "$no_cluster"; }
+no_cluster= no_start=
+clean_up() {
+  rm -f "$said"
+  [ -z "$no_cluster" ] || as_root rm -f "$no_cluster"
+  [ -z "$no_start" ] || as_root rm -f "$no_start"
+}
 trap clean_up EXIT
 quietly() { "$@" >"$said" 2>&1 </dev/null || { tail -n 60 "$said" >&2; echo "setup: failed: $*" >&2; exit 1; }; }
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
@@ -51,7 +57,21 @@ if [ ${#missing[@]} -gt 0 ]; then
     as_root mkdir -p "${no_cluster%/*}"
     echo "create_main_cluster = false" | as_root tee "$no_cluster" >/dev/null
   fi
+  quiet=()
+  for unit in "${quiet_units[@]}"; do [[ " ${missing[*]} " != *" $unit "* ]] || quiet+=("$unit"); done
+  if [ ${#quiet[@]} -gt 0 ] && [ ! -e /usr/sbin/policy-rc.d ]; then
+    # Debian's own way to say that an installation starts nothing, with systemd and without; gone when we end. A machine that
+    # has such a policy keeps its own: the KDC could not start anyway, it has no database.
+    no_start=/usr/sbin/policy-rc.d
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$no_start" >/dev/null
+    as_root chmod 755 "$no_start"
+  fi
   quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
+  for unit in "${quiet[@]}"; do
+    # Only what we have just installed: who had a KDC before keeps it. No mask: it would outlive us and surprise whoever wants a KDC.
+    quietly as_root deb-systemd-helper disable "$unit.service"
+    quietly as_root update-rc.d "$unit" disable
+  done
 elif ! apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1; then
   quietly as_root apt-get update -q   # the lab's guest takes its kernel from the package lists
 fi
@@ -70,3 +90,5 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || ! usable >/dev/null 2>&1; t
 fi
 .venv/bin/python -c 'import libvirt, nbd, numpy, blake3' \
   || { echo "setup: the distribution's libvirt or libnbd binding is not visible in .venv" >&2; exit 1; }
+[ "$for_what" = demo ] || .venv/bin/python -c 'import gssapi' \
+  || { echo "setup: the distribution's gssapi binding is not visible in .venv" >&2; exit 1; }

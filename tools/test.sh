@@ -11,7 +11,7 @@ unset SECONDSITE_CONFIG SECONDSITE_URL SECONDSITE_TOKEN SECONDSITE_CA PGHOST PGP
 fast_only=no
 [ "${1:-}" != fast ] || fast_only=yes
 
-[ "$fast_only" = yes ] || for tool in libvirtd qemu-system-x86_64 qemu-img qemu-nbd nbdcopy e2fsck gcc; do
+[ "$fast_only" = yes ] || for tool in libvirtd qemu-system-x86_64 qemu-img qemu-nbd nbdcopy e2fsck gcc krb5kdc; do
   command -v "$tool" >/dev/null || { echo "test: $tool is missing: run tools/setup.sh test" >&2; exit 1; }
 done
 
