@@ -9,6 +9,7 @@ import typer
 
 from secondsite.cli.client import connect
 from secondsite.cli.output import Json, err, print_fields, print_json, print_rows, reporting
+from secondsite.model.schedule import text_of_window, window_from_text
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -30,6 +31,24 @@ AppConsistent = Annotated[
 ]
 Compression = Annotated[bool | None, typer.Option(help="Compress on the wire where it pays.")]
 Bandwidth = Annotated[int | None, typer.Option(help="Bytes a second for each item; 0 for no limit.")]
+Schedule = Annotated[
+    list[str] | None,
+    typer.Option(
+        help='A window with a limit of its own, "mon-fri 08:00-18:00 2MiB"; may be repeated, the first that holds decides. "none": no schedule.'
+    ),
+]
+Zone = Annotated[
+    str | None, typer.Option(help='Time zone of the schedule: "Europe/Amsterdam"; UTC by default.')
+]
+ResyncWindow = Annotated[
+    str | None,
+    typer.Option(
+        help='When a source that lost its tracking compares by itself: "18:30-06:00" (UTC), "always" or "manual".'
+    ),
+]
+DeleteReplica = Annotated[
+    bool | None, typer.Option(help="Whether disable deletes the replica unless told otherwise.")
+]
 Threshold = Annotated[int | None, typer.Option(help="Alert when the newest point is older (seconds).")]
 Shutdown = Annotated[int | None, typer.Option(help="Seconds a planned failover waits for the guest.")]
 
@@ -49,7 +68,7 @@ def list_policies(as_json: Json = False) -> None:
                 ("EVERY", lambda row: f"{row['copy_frequency_s']} s"),
                 ("KEEP", _retention),
                 ("COMPRESS", lambda row: row["compression"]),
-                ("LIMIT", lambda row: row["bandwidth_limit"]),
+                ("LIMIT", _limit),
                 ("RPO ALERT", lambda row: f"{row['rpo_threshold_s']} s"),
             ],
             empty="There is no policy. See: secondsite policy create --help",
@@ -64,7 +83,8 @@ def show_policy(name: Name, as_json: Json = False) -> None:
         if as_json:
             print_json(row)
         else:
-            print_fields(row)
+            schedule = [text_of_window(window) for window in row["bandwidth_schedule"]]
+            print_fields({**row, "bandwidth_schedule": schedule})
 
 
 @app.command("create", epilog="Example: secondsite policy create every-5-s --copy-frequency-s 5")
@@ -78,13 +98,18 @@ def create_policy(
     app_consistent_hours: AppConsistent = None,
     compression: Compression = None,
     bandwidth_limit: Bandwidth = None,
+    bandwidth_schedule: Schedule = None,
+    bandwidth_zone: Zone = None,
+    resync_window: ResyncWindow = None,
+    delete_replica_on_disable: DeleteReplica = None,
     rpo_threshold_s: Threshold = None,
     shutdown_timeout_s: Shutdown = None,
     as_json: Json = False,
 ) -> None:
     """Add a policy; what is left out has the default (300 s, 24 h, 2880 points)."""
-    settings = _given(locals())
+    options = locals()
     with reporting(as_json=as_json):
+        settings = _given(options)
         row = connect().post("/policies", {"name": name, **settings})
         _done(row, f"policy {name} created", as_json=as_json)
 
@@ -102,13 +127,18 @@ def change_policy(
     app_consistent_hours: AppConsistent = None,
     compression: Compression = None,
     bandwidth_limit: Bandwidth = None,
+    bandwidth_schedule: Schedule = None,
+    bandwidth_zone: Zone = None,
+    resync_window: ResyncWindow = None,
+    delete_replica_on_disable: DeleteReplica = None,
     rpo_threshold_s: Threshold = None,
     shutdown_timeout_s: Shutdown = None,
     as_json: Json = False,
 ) -> None:
     """Change a policy; its items follow at their next cycle, nothing is restarted."""
-    settings = _given(locals())
+    options = locals()
     with reporting(as_json=as_json):
+        settings = _given(options)
         row = connect().patch(f"/policies/{name}", settings)
         _done(row, f"policy {name} changed", as_json=as_json)
 
@@ -121,9 +151,15 @@ def delete_policy(name: Name, as_json: Json = False) -> None:
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {
+    given = {
         key: value for key, value in options.items() if key not in {"name", "as_json"} and value is not None
     }
+    windows = given.pop("bandwidth_schedule", None)
+    if windows:
+        given["bandwidth_schedule"] = (
+            [] if windows == ["none"] else [window_from_text(text) for text in windows]
+        )
+    return given
 
 
 def _done(row: Any, text: str, *, as_json: bool) -> None:
@@ -131,6 +167,11 @@ def _done(row: Any, text: str, *, as_json: bool) -> None:
         print_json(row)
     else:
         err.print(text, markup=False)
+
+
+def _limit(row: Mapping[str, Any]) -> Any:
+    limit = row["bandwidth_limit"]
+    return f"{limit or 'none'}, by schedule" if row["bandwidth_schedule"] else limit
 
 
 def _retention(row: Mapping[str, Any]) -> str:

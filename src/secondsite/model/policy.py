@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
 from secondsite.errors import InvalidInputError
 from secondsite.model.retention import POINTS_MIN, ladder_points
+from secondsite.model.schedule import (
+    LIMIT_MIN,
+    RESYNC_WINDOW,
+    BandwidthWindow,
+    checked_resync_window,
+    checked_windows,
+)
 
 COPY_FREQUENCIES_S: Final = (5, 30, 300, 900)
 """30, 300 and 900 s are the field's; 5 s is ours."""
+
+_ZONE = re.compile(r"[A-Za-z][A-Za-z0-9_+/-]{0,63}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +31,10 @@ class Policy:
     retention_points: at most so many points are kept (POINTS_MIN to 1,000,000).
     keep_all_hours: points younger than this are all kept, older ones one an hour; None: every point until the end.
     keep_hourly_hours: points older than this are kept one a day; None: one an hour until the end. See retention.py.
+    bandwidth_schedule: windows of the week with limits of their own; outside of them `bandwidth_limit` holds. See schedule.py.
+    bandwidth_zone: the time zone of the schedule's times ("Europe/Amsterdam"), or "UTC".
+    resync_window: when a source that lost its tracking compares by itself: "HH:MM-HH:MM" (UTC), "always", or "manual".
+    delete_replica_on_disable: whether disable also deletes the disks of the side that does not run, unless told otherwise.
     app_consistent_hours: every so many hours (1 to 12) a point is taken with the guest's file systems frozen; None: never.
     compression: whether parts may be compressed on the wire.
     bandwidth_limit: bytes per second that the sender may use, or None.
@@ -38,6 +52,10 @@ class Policy:
     keep_all_hours: float | None = None
     keep_hourly_hours: float | None = None
     app_consistent_hours: int | None = None
+    bandwidth_schedule: tuple[BandwidthWindow, ...] = ()
+    bandwidth_zone: str = "UTC"
+    resync_window: str = RESYNC_WINDOW
+    delete_replica_on_disable: bool = False
 
     def __post_init__(self) -> None:
         _check(
@@ -52,9 +70,9 @@ class Policy:
             f"choose {POINTS_MIN} to 1000000",
         )
         _check(
-            self.bandwidth_limit is None or self.bandwidth_limit >= 8192,
+            self.bandwidth_limit is None or self.bandwidth_limit >= LIMIT_MIN,
             "bandwidth_limit",
-            "choose at least 8192 bytes a second, or none",
+            f"choose at least {LIMIT_MIN} bytes a second, or none",
         )
         _check(self.rpo_threshold_s >= 1, "rpo_threshold_s", "choose at least 1 s")
         _check(1 <= self.shutdown_timeout_s <= 3600, "shutdown_timeout_s", "choose 1 to 3600 s")
@@ -64,6 +82,14 @@ class Policy:
             "choose 1 to 12 hours, or none",
         )
         self._check_ladder()
+        # Plain lists from JSON become what the field's type says.
+        object.__setattr__(self, "bandwidth_schedule", checked_windows(self.bandwidth_schedule))
+        _check(
+            _ZONE.fullmatch(self.bandwidth_zone) is not None,
+            "bandwidth_zone",
+            'choose the name of a time zone: "UTC", "Europe/Amsterdam"',
+        )
+        checked_resync_window(self.resync_window)
 
     @property
     def hourly_until_hours(self) -> float:

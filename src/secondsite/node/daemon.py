@@ -24,7 +24,7 @@ from secondsite.capture.machine import Machine
 from secondsite.capture.port import Capture
 from secondsite.capture.quiesce import Quiescer
 from secondsite.capture.select import capture_for
-from secondsite.errors import CorruptError
+from secondsite.errors import CorruptError, SecondSiteError
 from secondsite.fabric.libvirt import LibvirtFabric
 from secondsite.fabric.port import Fabric
 from secondsite.journal import finish_deletes
@@ -57,7 +57,7 @@ from secondsite.ship.failover import ServiceClient
 from secondsite.ship.identity import Credentials
 from secondsite.ship.listener import Listener
 from secondsite.ship.sender import Sender
-from secondsite.ship.throttle import TokenBucket
+from secondsite.ship.throttle import TokenBucket, rate_of
 
 log = structlog.get_logger(__name__)
 
@@ -181,14 +181,20 @@ class NodeDaemon:
         agent = LibvirtAgent(Machine(self.config.fabric, record.vm, record.disks))
         return Quiescer(agent, self.items.folder(record.item) / "frozen")
 
-    def _limiter(self, record: ItemRecord) -> TokenBucket | None:
-        limit = record.policy.bandwidth_limit
-        if limit is None:
-            return None
-        bucket = self._limiters.get(record.item)
-        if bucket is None or bucket.rate != limit:
-            bucket = self._limiters[record.item] = TokenBucket(limit)
-        return bucket
+    def _limiter(self, record: ItemRecord) -> TokenBucket:
+        """The item's bucket: it follows the policy as it stands, and its schedule, also amid a transfer."""
+
+        def rate() -> int | None:
+            try:
+                found = self.items.find(record.item)
+                return rate_of((found or record).policy, datetime.now(UTC))
+            except SecondSiteError as error:
+                log.warning("the bandwidth limit is not known", item=record.item, error=error.to_dict())
+                return record.policy.bandwidth_limit
+
+        if record.item not in self._limiters:
+            self._limiters[record.item] = TokenBucket(None, source=rate)
+        return self._limiters[record.item]
 
 
 def service_client(config: NodeConfig, credentials: Credentials) -> tuple[ServiceClient, dict[str, float]]:

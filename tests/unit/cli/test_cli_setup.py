@@ -83,6 +83,21 @@ def test_a_policy_takes_only_what_is_given_and_can_be_changed(cli: Cli) -> None:
     assert cli.json("policy", "change", "slow", "--keep-all-hours", "0", "--keep-hourly-hours", "0")[
         "revision"
     ]
+    windows = ("mon-fri 08:00-18:00 2MiB", "daily 18:00-08:00 none")
+    options = [part for window in windows for part in ("--bandwidth-schedule", window)]
+    scheduled = cli.json("policy", "change", "slow", *options, "--bandwidth-zone", "Europe/Amsterdam")
+    assert scheduled["bandwidth_schedule"][0]["from"] == "08:00"
+    assert scheduled["bandwidth_schedule"][1]["limit"] is None
+    assert "mon,tue,wed,thu,fri 08:00-18:00 2097152" in cli.ok("policy", "show", "slow").words
+    assert cli.json("policy", "change", "slow", "--bandwidth-schedule", "none")["bandwidth_schedule"] == []
+    for given in (
+        ["--bandwidth-schedule", "weekend 2MiB"],
+        ["--bandwidth-zone", "Mars/Base"],
+        ["--resync-window", "x"],
+    ):
+        refused = cli.run("policy", "change", "slow", *given)
+        assert refused.code == 2
+        assert refused.err
     wrong = cli.run("policy", "change", "slow", "--copy-frequency-s", "7")
     assert wrong.code == 2
     assert "copy_frequency_s" in wrong.err

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from secondsite.errors import InvalidInputError
-from secondsite.ship.throttle import TokenBucket
+from secondsite.model.policy import Policy
+from secondsite.model.schedule import window_from_text
+from secondsite.ship.throttle import TokenBucket, rate_of
 from support.ship_site import FakeClock
 
 MIB = 1 << 20
@@ -98,3 +101,45 @@ def test_rate_must_be_above_zero(rate: int) -> None:
         TokenBucket(rate)
     with pytest.raises(InvalidInputError):
         TokenBucket(1).set_rate(rate)
+
+
+def test_a_bucket_follows_its_source_amid_a_transfer() -> None:
+    clock = FakeClock()
+    rates = [1000.0]
+    bucket = TokenBucket(None, monotonic=clock, sleep=clock.sleep, source=lambda: rates[0])
+    start = clock.now
+    bucket.take(5000)
+    assert clock.now - start == pytest.approx(5, abs=0.6)
+    rates[0] = 100_000.0
+    clock.sleep(1)
+    start = clock.now
+    bucket.take(100_000)
+    assert clock.now - start == pytest.approx(1, abs=0.6)
+
+
+def test_a_waiter_follows_its_source_too() -> None:
+    clock = FakeClock()
+    begun = clock.now
+    bucket = TokenBucket(
+        None, monotonic=clock, sleep=clock.sleep, source=lambda: 10.0 if clock.now - begun < 60 else None
+    )
+    bucket.take(1_000_000)  # a day, at the first rate
+    assert 60 <= clock.now - begun <= 61
+
+
+def test_the_rate_of_a_policy_is_that_of_its_own_zones_clock() -> None:
+    office = window_from_text("mon-fri 08:00-18:00 2MiB")
+    policy = Policy(bandwidth_limit=9000, bandwidth_schedule=(office,), bandwidth_zone="Europe/Amsterdam")
+    monday = datetime(2026, 11, 23, 7, 30, tzinfo=UTC)  # half past eight there
+    assert rate_of(policy, monday) == 2 << 20
+    assert rate_of(policy, monday - timedelta(hours=1)) == 9000
+    assert rate_of(Policy(), monday) is None
+
+
+def test_a_zone_that_nobody_knows_is_refused_by_its_field() -> None:
+    policy = Policy(
+        bandwidth_schedule=(window_from_text("daily 00:00-24:00 1MB"),), bandwidth_zone="Mars/Base"
+    )
+    with pytest.raises(InvalidInputError) as caught:
+        rate_of(policy, datetime(2026, 11, 23, tzinfo=UTC))
+    assert caught.value.attributes == {"field": "bandwidth_zone"}

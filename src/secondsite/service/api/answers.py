@@ -102,6 +102,15 @@ class CloudMappingView(BaseModel):
     created: datetime
 
 
+class BandwidthWindowView(BaseModel):
+    """A limit that holds on some days from `from` to before `to`, in the policy's time zone."""
+
+    days: list[str]
+    start: str = Field(alias="from")
+    to: str
+    limit: int | None
+
+
 class PolicyView(BaseModel):
     """A policy. `revision` counts its changes."""
 
@@ -119,6 +128,10 @@ class PolicyView(BaseModel):
     keep_all_hours: float | None
     keep_hourly_hours: float | None
     app_consistent_hours: int | None
+    bandwidth_schedule: list[BandwidthWindowView]
+    bandwidth_zone: str
+    resync_window: str
+    delete_replica_on_disable: bool
 
 
 class NetworkView(BaseModel):

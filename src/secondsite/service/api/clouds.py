@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -136,5 +137,5 @@ def _policy(policy: PolicyRecord) -> dict[str, Any]:
         "name": policy.name,
         "revision": policy.revision,
         "created": policy.created,
-        **policy.settings,
+        **asdict(policy.policy),
     }

@@ -58,6 +58,15 @@ class CloudMappingBody(Body):
     policy: str = Field(examples=["five-minutes"])
 
 
+class BandwidthWindowBody(Body):
+    """A limit that holds on some days from `from` to before `to`, in the policy's time zone."""
+
+    days: list[str] = Field(description="mon, tue, wed, thu, fri, sat, sun", examples=[["mon", "tue"]])
+    start: str = Field(alias="from", examples=["08:00"])
+    to: str = Field(description="not later than `from`: passes midnight", examples=["18:00"])
+    limit: int | None = Field(None, description="bytes a second; none: no limit", examples=[2_097_152])
+
+
 class PolicyChange(Body):
     """Settings of a policy; what is left out keeps its value (or the default, in a new one)."""
 
@@ -79,11 +88,32 @@ class PolicyChange(Body):
     app_consistent_hours: int | None = Field(
         None, description="1 to 12: so often the guest is frozen for a moment; 0: never", examples=[4]
     )
+    bandwidth_schedule: list[BandwidthWindowBody] | None = Field(
+        None, description="the first window that holds decides; outside of all, bandwidth_limit does"
+    )
+    bandwidth_zone: str | None = Field(
+        None, description="time zone of the schedule", examples=["Europe/Amsterdam"]
+    )
+    resync_window: str | None = Field(
+        None,
+        description='when a source that lost its tracking compares by itself: "HH:MM-HH:MM" (UTC), "always", "manual"',
+        examples=["18:30-06:00"],
+    )
+    delete_replica_on_disable: bool | None = Field(
+        None, description="what disable does unless told otherwise", examples=[False]
+    )
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that were given. Where 0 means "not at all", it takes the setting away."""
-        given = self.model_dump(exclude={"name"}, exclude_unset=True, exclude_none=True)
-        return {key: None if key in _NONE_BY_ZERO and value == 0 else value for key, value in given.items()}
+        given = self.model_dump(exclude={"name", "bandwidth_schedule"}, exclude_unset=True, exclude_none=True)
+        settings = {
+            key: None if key in _NONE_BY_ZERO and not value else value for key, value in given.items()
+        }
+        if self.bandwidth_schedule is not None:
+            settings["bandwidth_schedule"] = [
+                window.model_dump(by_alias=True) for window in self.bandwidth_schedule
+            ]
+        return settings
 
 
 class PolicyBody(PolicyChange):

@@ -23,6 +23,7 @@ from secondsite.service.store.records import (
     PolicyRecord,
     Site,
 )
+from secondsite.ship.throttle import zone_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._@-]{0,62}")
 REPLICATING = frozenset(
@@ -152,9 +153,11 @@ def delete_policy(ctx: Context, id_or_name: str) -> None:
 
 def _checked(settings: Mapping[str, Any]) -> Policy:
     try:
-        return Policy(**settings)
+        policy = Policy(**settings)
     except TypeError as error:
         raise InvalidInputError(f"the policy has an unknown setting: {error}") from error
+    zone_of(policy.bandwidth_zone)
+    return policy
 
 
 def _push_policy(tx: Transaction, ctx: Context, item: Item, settings: dict[str, Any], key: str) -> None:
