@@ -49,7 +49,17 @@ def resolving(world: World) -> None:
     change(world, b"f")
 
 
-@pytest.mark.parametrize("prepare", [initial, delta, resolving])
+def growing(world: World) -> None:
+    """A disk was made smaller, then larger than ever, and written to behind its old end, which cut through a block."""
+    delta(world)
+    world.machine.capture.write(VDB, 60_000, b"e" * 9_000)
+    world.run()
+    world.machine.capture.disks[VDB].resize(64 << 10)
+    world.machine.capture.disks[VDB].resize(90 << 10)
+    world.machine.capture.write(VDB, 80 << 10, b"g" * 512)
+
+
+@pytest.mark.parametrize("prepare", [initial, delta, resolving, growing])
 def test_a_cut_at_any_step_of_a_cycle_harms_nothing(tmp_path: Path, prepare: Callable[[World], None]) -> None:
     with unsynced(), small_batches():
         world = World.create(tmp_path / "prepared" / "w")

@@ -73,6 +73,21 @@ class History(RuleBasedStateMachine):
     def seal(self, change: dict[DiskKey, list[tuple[int, bytes | int]]]) -> None:
         self.retained.append(self.model.seal(self.journal, change))
 
+    @precondition(lambda self: sum(self.model.sizes.values()) < 512 << 10)
+    @rule(
+        disk=st.sampled_from(sorted(SIZES)),
+        sectors=st.integers(1, 60),
+        written=st.integers(0, 255),
+        keeping=st.booleans(),
+    )
+    def grow(self, disk: DiskKey, sectors: int, written: int, keeping: bool) -> None:
+        """A disk grows, with or without data behind its old end; older points keep their size."""
+        old = self.model.sizes[disk]
+        self.model.sizes[disk] = old + sectors * SECTOR
+        self.model.disks[disk].extend(bytes(sectors * SECTOR))
+        tail = [] if keeping else [(old + (sectors // 2) * SECTOR, bytes([written]) * SECTOR)]
+        self.retained.append(self.model.seal(self.journal, {disk: tail} if tail else {}))
+
     @rule(keep=st.integers(POINTS_MIN, 6))
     def fold(self, keep: int) -> None:
         limit = min([*self.pinned, *(view.sequence for view in self.views)], default=self.model.sequence)
@@ -163,6 +178,7 @@ class History(RuleBasedStateMachine):
 
     def compare(self, view: View) -> None:
         for disk, expected in self.model.contents[view.sequence].items():
+            assert view.disks[disk].size == len(expected)
             assert view.disks[disk].read(0, len(expected)) == expected
             for extent in view.disks[disk].extents(0, len(expected)):
                 if extent.zero:

@@ -97,9 +97,13 @@ class TrackedMachine:
                 | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
             )
         finally:
-            for key, kind in self.kinds.items():
-                if kind == "block":
-                    _run("losetup", "--detach", str(self.images[key]))
+            self.detach()
+
+    def detach(self) -> None:
+        """Give its loop devices back."""
+        for key, kind in self.kinds.items():
+            if kind == "block":
+                _run("losetup", "--detach", str(self.images[key]))
 
     # -- what its guest does -----------------------------------------------------------------------------------
 

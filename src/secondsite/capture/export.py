@@ -51,7 +51,7 @@ class Checks:
 
 class ExportDisk:
     """`SnapshotDisk` over one export. With `bitmap` only what it marks (or `also`, in bytes) counts as changed; with
-    `only` nothing but these ranges, in bytes.
+    `only` nothing but these ranges, in bytes. `device`: it is a block device, which may hold anything where it grew.
     """
 
     def __init__(
@@ -62,12 +62,14 @@ class ExportDisk:
         bitmap: str | None = None,
         also: Runs | None = None,
         only: Runs | None = None,
+        device: bool = False,
         checks: Checks | None = None,
     ) -> None:
         self._socket = socket
         self._bitmap = None if bitmap is None else BITMAP_PREFIX + bitmap
         self._also = also
         self._only = only
+        self._device = device
         self._checks = checks or Checks()
         self._connection: Any = nbd.NBD()
         self._finished = False
@@ -121,6 +123,14 @@ class ExportDisk:
         order = np.argsort(runs[:, 0], kind="stable")
         for (start, end), hole in zip(runs[order].tolist(), is_hole[order].tolist(), strict=True):
             yield Extent(start, end - start, hole)
+
+    def emptied(self) -> Iterator[tuple[int, int]]:
+        """See the port."""
+        if self._device:
+            yield 0, self.size
+            return
+        for start, end in self._marked([ALLOCATION])[ALLOCATION].tolist():
+            yield start, end - start
 
     def marked(self) -> Runs:
         """Return the ranges in bytes that the bitmap marks."""

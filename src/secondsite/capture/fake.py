@@ -41,6 +41,13 @@ class FakeDisk:
         for marks in self.changed.values():
             marks.update(granules)
 
+    def resize(self, size: int) -> None:
+        """Cut the disk, or extend it by zeros. As with QEMU's, no mark tells of either."""
+        del self.content[size:]
+        self.content.extend(bytes(size - len(self.content)))
+        for marks in self.changed.values():
+            marks.intersection_update(range(-(-size // GRANULARITY)))
+
 
 class _FakeSnapshotDisk:
     def __init__(self, content: bytes, marks: set[int] | None, check: Callable[[], None]) -> None:
@@ -60,6 +67,12 @@ class _FakeSnapshotDisk:
                 yield Extent(start, len(piece), not any(piece))
 
         return joined(extents())
+
+    def emptied(self) -> Iterator[tuple[int, int]]:
+        for start in range(0, self.size, GRANULARITY):
+            piece = self._content[start : start + GRANULARITY]
+            if not any(piece):
+                yield start, len(piece)
 
     def read(self, extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
         for offset, length in pieces(extents):

@@ -127,7 +127,8 @@ class LibvirtCapture:
             if since is not None:
                 # After the job has begun, so that nothing that was written before its instant is missing.
                 changed |= {disk.key: live.marked(disk, since, job.socket) for disk in plain}
-            disks = job.open_disks(changed, () if since is None else kept)
+            devices = [disk.key for disk in plain if disk.path.is_block_device()]
+            disks = job.open_disks(changed, () if since is None else kept, devices)
         except BaseException:
             job.close()
             raise
@@ -186,14 +187,19 @@ class _Job:
         return _socket(self._scratch, self._token)
 
     def open_disks(
-        self, changed: Mapping[DiskKey, Runs | None], with_bitmap: Collection[DiskKey]
+        self,
+        changed: Mapping[DiskKey, Runs | None],
+        with_bitmap: Collection[DiskKey],
+        devices: Collection[DiskKey],
     ) -> dict[DiskKey, SnapshotDisk]:
         """Connect to the export of each disk: with what changed on it, where that is known without its export."""
         checks = Checks(explain=self._explain)
         disks: dict[DiskKey, SnapshotDisk] = {}
         for key, only in changed.items():
             bitmap = _EXPORT_BITMAP if key in with_bitmap else None
-            disk = ExportDisk(self.socket, key, bitmap=bitmap, only=only, checks=checks)
+            disk = ExportDisk(
+                self.socket, key, bitmap=bitmap, only=only, device=key in devices, checks=checks
+            )
             self._disks.append(disk)
             disks[key] = disk
         return disks

@@ -151,6 +151,7 @@ def _open(
         bitmap=since,
         also=merge(np.concatenate(also)) if also else None,
         only=only,
+        device=layers[0].info.path.is_block_device(),
         checks=checks,
     )
     stack.callback(disk.close)

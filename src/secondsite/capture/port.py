@@ -71,6 +71,12 @@ class SnapshotDisk(Protocol):
         """Yield what may differ from `since`: ascending, disjoint, neighbours of one kind joined."""
         ...
 
+    def emptied(self) -> Iterator[tuple[int, int]]:
+        """Yield (offset, length) of what may have lost its data without a trace, if the disk was made smaller and larger
+        again: what reads as zeros; of a block device, which holds anything then, all.
+        """
+        ...
+
     def read(self, extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
         """Yield (offset, bytes) for (offset, length) ranges of any size, in their order and cut as by `pieces`.
 

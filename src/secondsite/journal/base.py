@@ -24,12 +24,17 @@ ZEROS: Final = memoryview(bytes(MIB))
 
 @dataclass(frozen=True, slots=True)
 class BaseSpec:
-    """Where a base is. `kind` raw: a file in the journal; image: a disk image that belonged to the machine. `size` in bytes."""
+    """Where a base is. `kind` raw: a file in the journal; image: a disk image that belonged to the machine. `size` in bytes.
+
+    grown_from: the size that it may still have, while it is being enlarged. Who opens it for writing then enlarges it;
+    who opens it for reading may find it as it was.
+    """
 
     kind: Literal["raw", "image"]
     path: Path
     format: str
     size: int
+    grown_from: int | None = None
 
 
 class Base(Protocol):
@@ -77,13 +82,13 @@ def open_raw_base(spec: BaseSpec, writable: bool) -> Base:
             hint="open the journal with the factory for images of secondsite.nbd.image",
             path=str(spec.path),
         )
-    return RawBase(spec.path, spec.size, writable=writable)
+    return RawBase(spec.path, spec.size, writable=writable, grown_from=spec.grown_from)
 
 
 class RawBase:
     """A sparse file."""
 
-    def __init__(self, path: Path, size: int, *, writable: bool) -> None:
+    def __init__(self, path: Path, size: int, *, writable: bool, grown_from: int | None = None) -> None:
         self.path = path
         self.size = size
         try:
@@ -91,11 +96,21 @@ class RawBase:
         except FileNotFoundError as error:
             raise NotFoundError(f"the base {path.name} is missing", path=str(path)) from error
         actual = os.fstat(self._fd).st_size
-        if actual != size:
+        if actual == grown_from and writable:
+            with durable.naming_full_disk(path):
+                os.ftruncate(self._fd, size)
+                durable.fsync_file(self._fd)
+            actual = size
+        self._end = actual
+        if actual not in {size, grown_from}:
             self.close()
             raise CorruptError(f"the base {path.name} has {actual} bytes instead of {size}", path=str(path))
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
+        beyond = max(0, offset + len(buffer) - max(self._end, offset))
+        if beyond:
+            fill_zeros(buffer[len(buffer) - beyond :])
+            buffer = buffer[: len(buffer) - beyond]
         read_exactly(self._fd, offset, buffer, self.path)
 
     def write(self, offset: int, data: Buffer) -> None:
@@ -111,7 +126,7 @@ class RawBase:
             durable.punch_hole(self._fd, offset, length)
 
     def data_extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        return durable.allocated_ranges(self._fd, min(offset + length, self.size), offset)
+        return durable.allocated_ranges(self._fd, min(offset + length, self._end), offset)
 
     def sync(self) -> None:
         with durable.naming_full_disk(self.path):

@@ -34,7 +34,9 @@ _DOCUMENT_BYTES_MAX: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """journal.json: what never changes. Paths of raw bases are absolute here, relative in the file."""
+    """journal.json: what never changes, but for disks that grow (resize.py). Paths of raw bases are absolute here, relative
+    in the file.
+    """
 
     item: ItemId
     name: str
@@ -94,6 +96,7 @@ def encode_identity(identity: Identity, folder: Path) -> bytes:
     disks = {
         key: {
             "size": spec.size,
+            **({} if spec.grown_from is None else {"grown_from": spec.grown_from}),
             "base": {
                 "kind": spec.kind,
                 "path": str(spec.path.relative_to(folder) if spec.kind == "raw" else spec.path),
@@ -137,6 +140,7 @@ def load_identity(path: Path) -> Identity:
                     path=path.parent / disk["base"]["path"],
                     format=str(disk["base"]["format"]),
                     size=int(disk["size"]),
+                    grown_from=int(disk["grown_from"]) if "grown_from" in disk else None,
                 )
                 for key, disk in document["disks"].items()
             },

@@ -28,7 +28,7 @@ from secondsite.errors import (
     UnavailableError,
 )
 from secondsite.journal import create as creation
-from secondsite.journal import documents, folding, garbage, removal, scrub, seal, tables, thin
+from secondsite.journal import documents, folding, garbage, removal, resize, scrub, seal, tables, thin
 from secondsite.journal.base import OpenBase, open_raw_base
 from secondsite.journal.logs import FileKind, Incoming
 from secondsite.journal.pins import Pin
@@ -323,7 +323,7 @@ class Journal:
                 else than its labels say, which `initial_table` tells.
             NotFoundError: a file that it names was not received.
             CorruptError: its files overlap or are not of these disks, or the journal's last point is damaged.
-            UnsupportedError: disks were added, removed or resized.
+            UnsupportedError: disks were added or removed, or one is smaller than it was.
         """
         with self._changing():
             self._settle()
@@ -505,12 +505,14 @@ class Journal:
         for part in (folder, folder / "logs", folder / "points"):
             durable.fsync_dir(part)
         with self._maintaining(), self._changing():
-            self._settle()
+            seal.finish_first(self._store)
             with self._keeping_error():
+                resize.finish(self._store)
                 self._tidy(_no_progress)
 
     def _settle(self) -> None:
-        """Finish a first seal that was cut."""
+        """Finish a growth of a disk, and a first seal, that were cut."""
+        resize.finish(self._store)
         seal.finish_first(self._store)
 
     def _tidy(self, progress: Callable[[int], None]) -> None:

@@ -66,7 +66,7 @@ class LogStore:
     def __init__(self, folder: Path, incoming: Path, sizes: Collection[int]) -> None:
         self.folder = folder
         self._incoming = incoming
-        self._sizes = frozenset(sizes)
+        self.sizes = frozenset(sizes)
         self._indexes = _IndexCache()
 
     def path(self, file: StoredFile) -> Path:
@@ -89,14 +89,16 @@ class LogStore:
     def adopt(self, temporary: Path, digest: Digest, kind: FileKind) -> StoredFile:
         """Give a complete, closed file its name, durably, after its contents were found well-formed.
 
+        A disk may have grown, so one of a larger size is taken; the point that names it must be of that size.
+
         Raises:
             CorruptError: not a log or list of zeros for a disk of ours. The file stays where it is.
         """
         length = temporary.stat().st_size
         index, size = _parse(temporary, kind, length)
-        if size is not None and size not in self._sizes:
+        if size is not None and size not in self.sizes and size < min(self.sizes):
             raise CorruptError(f"the log was made for a disk of {size} bytes, which is none of this item's")
-        if len(index) and int(index.end[-1]) > max(self._sizes):
+        if len(index) and size is not None and int(index.end[-1]) > size:
             raise CorruptError("the file names ranges beyond the end of the disk")
         stored = StoredFile(FileRef(digest, length), kind)
         with durable.naming_full_disk(temporary):
@@ -104,6 +106,15 @@ class LogStore:
             durable.rename_durable(temporary, self.path(stored))
         self._indexes.put(stored.name, index, size)
         return stored
+
+    def disk_size(self, file: StoredFile) -> int | None:
+        """Return the size of the disk that a log was made for; None for zeros, which do not say."""
+        found = self._indexes.get(file.name)
+        if found is None:
+            self.check_presence(file)
+            found = _parse(self.path(file), file.kind, file.ref.length)
+            self._indexes.put(file.name, *found)
+        return found[1]
 
     def index(self, file: StoredFile, disk_size: int, source: int) -> ExtentIndex:
         """Return where the file's data are, as source number `source`.

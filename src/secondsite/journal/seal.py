@@ -19,10 +19,9 @@ from secondsite.errors import (
     OperationRefusedError,
     OutOfSequenceError,
     StaleEpochError,
-    UnsupportedError,
 )
 from secondsite.hrl.index import ExtentIndex
-from secondsite.journal import apply
+from secondsite.journal import apply, resize
 from secondsite.journal.documents import BaseState
 from secondsite.journal.logs import FileKind, StoredFile, files_of
 from secondsite.journal.points import StoredPoint, follows
@@ -69,6 +68,7 @@ def apply_parts(store: Store, disk: DiskKey, digests: Seq[Digest]) -> None:
             raise NotFoundError(f"part {digest} was not received", hint="send it again", digest=digest)
     if not files:
         return
+    resize.grow(store, {disk: max(store.logs.disk_size(file) or 0 for file in files)})
     _apply_files(store, disk, files)
     store.applied.add(disk, [file.ref.digest for file in files])
     for file in files:
@@ -85,6 +85,7 @@ def seal_first(store: Store, manifest: Manifest, data: bytes) -> None:
             sequence=manifest.sequence,
         )
     _check_files(store, manifest)
+    resize.grow(store, _sizes(manifest))
     for disk, content in manifest.disks.items():
         if files := files_of(content):
             _apply_files(store, disk, files)
@@ -138,24 +139,23 @@ def seal_next(store: Store, manifest: Manifest, data: bytes, last: StoredPoint) 
             last_digest=last.digest,
         )
     _check_files(store, manifest)
+    resize.grow(store, _sizes(manifest))
     store.points.write(data, manifest.sequence)
 
 
 def parse(store: Store, data: bytes, epoch: Epoch) -> Manifest:
-    """Return the manifest if it is one of this item with its disks."""
+    """Return the manifest if it is one of this item with its disks, which may have grown."""
     manifest = Manifest.from_bytes(data)
     if manifest.item != store.identity.item:
         raise InvalidInputError(f"the point is one of item {manifest.item}, not {store.identity.item}")
     if manifest.epoch != epoch:
         raise InvalidInputError(f"the manifest says epoch {manifest.epoch}, the call {epoch}")
-    sizes = {disk: spec.size for disk, spec in store.identity.disks.items()}
-    if {disk: content.size for disk, content in manifest.disks.items()} != sizes:
-        raise UnsupportedError(
-            "the point's disks or their sizes differ from the journal's",
-            hint="disable and enable replication of this item after its disks were changed",
-            expected={str(disk): size for disk, size in sizes.items()},
-        )
+    resize.refuse_smaller(store, _sizes(manifest))
     return manifest
+
+
+def _sizes(manifest: Manifest) -> dict[DiskKey, int]:
+    return {disk: content.size for disk, content in manifest.disks.items()}
 
 
 def digest_of(data: bytes) -> Digest:

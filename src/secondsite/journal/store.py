@@ -30,6 +30,11 @@ class Store:
         self.pins = PinStore(folder / "pins")
         self.applied = AppliedParts(folder / "applied")
 
+    def take_identity(self, identity: Identity) -> None:
+        """The disks have grown: go on with their new sizes."""
+        self.identity = identity
+        self.logs.sizes = frozenset(spec.size for spec in identity.disks.values())
+
     @property
     def incoming(self) -> Path:
         return self.folder / "incoming"
@@ -101,7 +106,7 @@ class Store:
         for point in points:
             for file in files_of(point.manifest.disks[disk]):
                 try:
-                    layers.append(self.logs.index(file, self.size(disk), len(sources)))
+                    layers.append(self.logs.index(file, point.manifest.disks[disk].size, len(sources)))
                 except CorruptError as error:
                     raise naming(error, point=point.sequence, disk=disk) from error
                 sources.append((file, point.sequence))

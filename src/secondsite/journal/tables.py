@@ -37,6 +37,7 @@ def write_table(store: Store, view: View, disk: DiskKey, path: Path) -> None:
         with store.open_table(disk, writable=False) as table:
             table.copy_to(temporary)
         with DigestTable.open(temporary, store.key, writable=True) as table:
+            _fit(table, view.disks[disk], store.key)
             _update(table, view.disks[disk], store.key)
             table.sync()
         durable.rename_durable(temporary, path)
@@ -61,6 +62,16 @@ def copy_base_table(store: Store, disk: DiskKey, path: Path) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _fit(table: DigestTable, disk: DiskView, key: bytes) -> None:
+    """Have the table end where the disk ended at the point: it may have grown since."""
+    if table.disk_size == disk.size:
+        return
+    table.resize(disk.size)
+    tail = disk.size // BLOCK
+    if disk.size % BLOCK:
+        table.put(tail, block_digests(disk.read(tail * BLOCK, disk.size - tail * BLOCK), key))
 
 
 def _update(table: DigestTable, disk: DiskView, key: bytes) -> None:

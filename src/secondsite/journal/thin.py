@@ -133,7 +133,8 @@ def merge_group(store: Store, group: list[StoredPoint], expected: Expected) -> N
 
 def _merge_disk(store: Store, disk: DiskKey, group: list[StoredPoint], expected: Expected) -> DiskPoint:
     target = group[-1].manifest
-    output = _Output(store, target, store.size(disk), expected)
+    size = target.disks[disk].size  # it may have grown since
+    output = _Output(store, target, size, expected)
     try:
         zeros = merge_layers([_layer(store, point, disk) for point in group], output.new_log)
         changed = output.data_length
@@ -141,7 +142,7 @@ def _merge_disk(store: Store, disk: DiskKey, group: list[StoredPoint], expected:
         if len(zeros):
             changed += int(zeros[:, 1].sum())
             zero_file = output.keep_zeros(encode_zeros(zeros))
-        return DiskPoint(store.size(disk), tuple(output.keep_logs()), zero_file, changed)
+        return DiskPoint(size, tuple(output.keep_logs()), zero_file, changed)
     finally:
         output.discard()
 

@@ -52,7 +52,9 @@ class DiskView:
         paths: list[Path],
         files: OpenFiles,
         proof: BaseProof | None,
+        size: int,
     ) -> None:
+        """`size`: the disk's at the point; the base may have grown since."""
         self.key = key
         self.index = index
         self._point = point
@@ -60,11 +62,12 @@ class DiskView:
         self._paths = paths
         self._files = files
         self._proof = proof
+        self._size = size
 
     @property
     def size(self) -> int:
         """Size in bytes."""
-        return self._base.size
+        return self._size
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill all of `buffer` from `offset`.
@@ -330,4 +333,5 @@ def _open_disk(
         base.close()
         raise
     paths = [store.logs.path(file) for file, _ in sources]
-    return DiskView(key, point.sequence, base, index, paths, files, proof)
+    size = point.manifest.disks[key].size
+    return DiskView(key, point.sequence, base, index, paths, files, proof, size)

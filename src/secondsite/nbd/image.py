@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from secondsite.durable import FileLock, write_atomic
+from secondsite.durable import FileLock, fsync_file, write_atomic
 from secondsite.errors import CorruptError, NotFoundError, UnavailableError
 from secondsite.journal.base import Base, BaseSpec, OpenBase, open_raw_base
 from secondsite.nbd.image_base import ImageBase
@@ -28,6 +29,7 @@ __all__ = ["ImageBase", "ImageServer", "base_opener", "is_served", "shared_image
 LOCK_TIMEOUT_S: Final = 120.0
 """Longer than a start and a stop of a server together, so waiting for another process succeeds."""
 ANSWER_TIMEOUT_S: Final = 10.0
+RESIZE_TIMEOUT_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,12 @@ def base_opener(run_dir: Path) -> OpenBase:
         if spec.kind == "raw":
             return open_raw_base(spec, writable)
         image = shared_image(spec.path, spec.format, run_dir, writable)
+        if spec.grown_from is not None and image.size == spec.grown_from:
+            if not writable:
+                return image
+            image.close()
+            _enlarge(spec, run_dir)
+            image = shared_image(spec.path, spec.format, run_dir, writable)
         if image.size != spec.size:
             size = image.size
             image.close()
@@ -162,3 +170,14 @@ def base_opener(run_dir: Path) -> OpenBase:
         return image
 
     return open_base
+
+
+def _enlarge(spec: BaseSpec, run_dir: Path) -> None:
+    stop_shared(spec.path, run_dir)
+    command = ["qemu-img", "resize", "-q", "-f", spec.format, str(spec.path.absolute()), str(spec.size)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=RESIZE_TIMEOUT_S)
+    if done.returncode:
+        raise UnavailableError(
+            f"{spec.path.name} cannot be enlarged: {done.stderr.strip()}", path=str(spec.path)
+        )
+    fsync_file(spec.path)

@@ -235,7 +235,7 @@ def test_another_item_or_other_disks_are_refused(tmp_path: Path) -> None:
             model.epoch,
             dataclasses.replace(good, item=ItemId("6f1f4a3e-0000-4000-8000-000000000002")).to_bytes(),
         )
-    for disks in ({VDA: good.disks[VDA]}, {**good.disks, VDB: DiskPoint(24 << 10)}):
+    for disks in ({VDA: good.disks[VDA]}, {**good.disks, VDB: DiskPoint(20 << 10)}):
         with pytest.raises(UnsupportedError) as caught:
             journal.seal(model.epoch, dataclasses.replace(good, disks=disks).to_bytes())
         assert caught.value.hint
@@ -275,9 +275,11 @@ def test_a_log_of_another_disk_is_refused(tmp_path: Path) -> None:
     ("kind", "data"),
     [
         ("hrl", b"no log at all"),
-        ("hrl", log_bytes(1 << 20, [(0, b"x" * 512)])),
+        (
+            "hrl",
+            log_bytes(20 << 10, [(0, b"x" * 512)]),
+        ),  # of a smaller disk than any; a larger one may have grown
         ("hrl", log_bytes(64 << 10, [(0, b"x" * 512)])[:-512]),
-        ("zeros", encode_zeros([(64 << 10, 512)])),
         ("zeros", b"SSZEROS\n"),
     ],
 )

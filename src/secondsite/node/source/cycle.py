@@ -29,8 +29,8 @@ import structlog
 from secondsite.blocks import DigestTable
 from secondsite.capture.parts import Mode, Part, SpoolBudget, produce
 from secondsite.capture.port import Capture, Snapshot
-from secondsite.capture.runs import Runs
 from secondsite.capture.quiesce import Quiescer
+from secondsite.capture.runs import Runs
 from secondsite.errors import CorruptError, TrackingLostError
 from secondsite.journal import table_label
 from secondsite.model.ids import Digest, DiskKey, Sequence
@@ -47,6 +47,7 @@ from secondsite.node.records import Acked, ItemRecord, ItemStore
 from secondsite.node.source.belief import Belief
 from secondsite.node.source.consistency import Quiet
 from secondsite.node.source.group import Meeting
+from secondsite.node.source.sizes import grown
 from secondsite.node.source.suspects import WithSuspects
 from secondsite.ship.protocol import PartKind
 from secondsite.ship.sender import Outgoing, Sender
@@ -160,8 +161,9 @@ class Cycle:
             still = meeting.capture(self._ports.capture(record))
             capture = self.quiet.capture(still, record, consistency)
             snapshot, record, suspects = self._snapshot(stack, capture, record, name)
-            self.kind = PointKind.RESYNC if suspects else _kind(record)
             tables = stack.enter_context(self._target.tables(record))
+            suspects = self._follow_sizes(record, snapshot, tables, suspects)
+            self.kind = PointKind.RESYNC if suspects else _kind(record)
             if self.kind is PointKind.INITIAL:
                 parts = self._ship_initial(record, sender, snapshot, tables)
                 pending: list[Part] = []
@@ -202,6 +204,24 @@ class Cycle:
             acked = Acked(record.acked.sequence, record.acked.digest, record.acked.time, checkpoint="")
             record = self._ports.items.change(record.item, acked=acked)
             return stack.enter_context(capture.snapshot(since=None, new=name)), record, {}
+
+    def _follow_sizes(
+        self,
+        record: ItemRecord,
+        snapshot: Snapshot,
+        tables: Mapping[DiskKey, DigestTable],
+        suspects: Mapping[DiskKey, Runs],
+    ) -> Mapping[DiskKey, Runs]:
+        """Have the tables grow with their disks; return the suspects with what that makes of them."""
+        found = grown(snapshot.disks, tables)
+        if not found:
+            return suspects
+        log.info("disks have grown", item=record.item, disks=sorted(found))
+        if record.acked is not None and record.acked.checkpoint:
+            suspects = self._target.suspect(found)  # before the tables, which then tell of it no more
+        for disk in found:
+            tables[disk].resize(snapshot.disks[disk].size)
+        return suspects
 
     def _ship_initial(
         self,

@@ -19,6 +19,7 @@ from secondsite.blocks import DigestTable
 from secondsite.errors import ForbiddenError, StaleEpochError
 from secondsite.journal import Incoming, Journal
 from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId, NodeId
+from secondsite.model.units import BLOCK
 from secondsite.node.records import ItemRecord, ItemStore, Role
 from secondsite.node.target.journals import Journals
 from secondsite.ship.protocol import CellRange, LastPoint, PartKind, PartRef, ReplicaStatus
@@ -127,4 +128,7 @@ def _cells(path: Path, key: bytes, ranges: Sequence[CellRange]) -> Iterator[byte
         for cells in ranges:
             for first in range(cells.first, cells.first + cells.cells, _CELLS):
                 count = min(_CELLS, cells.first + cells.cells - first)
-                yield np.ascontiguousarray(table.get(first, count), dtype="<u8").tobytes()
+                # A disk that has grown at the source ends earlier here: there is nothing behind, which is zeros.
+                there = max(0, min(count, -(-table.disk_size // BLOCK) - first))
+                found = table.get(first, there) if there else np.empty(0, np.uint64)
+                yield np.ascontiguousarray(found, dtype="<u8").tobytes() + bytes(8 * (count - there))
