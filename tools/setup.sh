@@ -69,7 +69,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
   for unit in "${quiet[@]}"; do
     # Only what we have just installed: who had a KDC before keeps it. No mask: it would outlive us and surprise whoever wants a KDC.
-    quietly as_root deb-systemd-helper disable "$unit.service"
+    quietly as_root env DPKG_MAINTSCRIPT_PACKAGE="$unit" deb-systemd-helper disable "$unit.service"   # with systemd or without
     quietly as_root update-rc.d "$unit" disable
   done
 elif ! apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1; then
