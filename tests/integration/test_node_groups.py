@@ -27,7 +27,7 @@ from secondsite.model.ids import GroupId, ItemId
 from support.guests import Guest, running_guest
 from support.hypervisors import HypervisorPair
 from support.node_pair import NodePair, node_pair, wait_until
-from support.relay import Relay
+from support.relay import Relay, last_done
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -126,6 +126,11 @@ def pair(nodes: NodePair, hypervisor_pair: HypervisorPair, guest_files: GuestFil
         assert effect.console is not None
         with Relay(cause.console, effect.console) as relay:
             pair = Pair(nodes, cause, effect)
+            # It had not begun to follow while it was booting.
+            ends = (cause.console, effect.console)
+            wait_until(
+                lambda: last_done(ends[0]) - last_done(ends[1]) < 20, 120, "the second guest's catching up"
+            )
             yield pair
             for item in pair.items:
                 nodes.primary.call("source.stop", item, 1)
