@@ -20,12 +20,14 @@ from typing import Any
 
 from secondsite.errors import SecondSiteError, UnavailableError
 from secondsite.model.ids import JobId, NodeId
+from secondsite.model.item import Operation
 from secondsite.model.manifest import format_time
 from secondsite.service.context import Actor, Context
-from secondsite.service.store import commands, items, jobs, nodes, vaults
+from secondsite.service.monitor import look
+from secondsite.service.store import commands, events, items, jobs, nodes, vaults
 from secondsite.service.store.database import Store
 from secondsite.service.store.records import Command, Item, Job
-from secondsite.service.usecases import enrolment, protect, reports, setup, tokens
+from secondsite.service.usecases import enrolment, operations, protect, reports, setup, tokens
 from secondsite.service.vocabulary import Role
 from secondsite.service.workflows.engine import WORKFLOWS
 from secondsite.service.workflows.run import Run
@@ -154,17 +156,30 @@ class World:
         """Report an inventory."""
         reports.take_report(self.ctx, self.node(node), {"inventory": {"vms": list(vms), "networks": []}})
 
-    def point(self, item: Item, *, epoch: int | None = None) -> int:
-        """Let the node that keeps the journal report a new point; returns its sequence."""
-        self.sequence += 1
+    def point(
+        self,
+        item: Item,
+        *,
+        epoch: int | None = None,
+        sequence: int | None = None,
+        consistency: str = "crash",
+        kind: str = "delta",
+        node: NodeId | None = None,
+    ) -> int:
+        """Let the node that keeps the journal (or `node`) report a new point; returns its sequence."""
+        self.sequence = sequence or self.sequence + 1
         entry = {
             "sequence": self.sequence,
+            "consistency": consistency,
+            "kind": kind,
             "epoch": epoch or item.epoch,
             "time": format_time(self.clock()),
             "digest": f"{self.sequence:064x}",
         }
         reports.take_report(
-            self.ctx, item.journal_node_id, {"points": {item.id: {"points": [entry], "complete": False}}}
+            self.ctx,
+            node or item.journal_node_id,
+            {"points": {item.id: {"points": [entry], "complete": False}}},
         )
         return self.sequence
 
@@ -186,6 +201,44 @@ class World:
         run = Run(self.ctx, steps or JournaledSteps(), job_id, threading.Event(), speed)
         WORKFLOWS[self.job(job_id).operation](run)
         return self.job(job_id)
+
+    def begin(self, operation: Operation, **options: Any) -> Job:
+        """Begin an operation of web-1 and return its job, which has not run yet."""
+        return operations.start_operation(self.ctx, ME, "web-1", operation, operations.Options(**options))
+
+    def perform(self, operation: Operation, speed: float = 1.0, **options: Any) -> Job:
+        """Begin an operation and run it to its end."""
+        return self.run(self.begin(operation, **options).id, speed=speed)
+
+    def succeed(self, operation: Operation, **options: Any) -> Job:
+        """The same, and it must succeed."""
+        job = self.perform(operation, **options)
+        assert job.error is None, job.error
+        return job
+
+    def away(self, *names: str) -> None:
+        """Let these nodes be silent for so long that they are taken to be away; the others are heard."""
+        self.clock.turn(minutes=5)
+        with self.store.reading() as tx:
+            others = [node.id for node in nodes.listed(tx) if node.name not in names]
+        for node in others:
+            reports.sign_of_life(self.ctx, node)
+        look(self.ctx)
+
+    def back(self, name: str) -> None:
+        """Let a node be heard again."""
+        reports.sign_of_life(self.ctx, self.node(name))
+
+    def epochs(self) -> list[tuple[int, str]]:
+        """Return the sides that could write, by epoch."""
+        with self.store.reading() as tx:
+            return [(row.epoch, row.side.value) for row in items.writable(tx, self.item().id)]
+
+    def told(self, ref: str = "web-1") -> list[str]:
+        """Return the codes of the item's events, oldest first."""
+        with self.store.reading() as tx:
+            item = items.get(tx, ref)
+            return [event.code for event in events.listed(tx, after=0) if event.item_id == item.id]
 
     def protected(self) -> Item:
         """Protect web-1 and return the item."""

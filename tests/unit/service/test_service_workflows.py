@@ -588,14 +588,73 @@ def outcome(world: World, job: Job) -> dict[str, Any]:
         history = [(event.code, event.message) for event in events.listed(tx, item_id=item.id)]
         return {
             "job": (job.state, job.error, {task.name: task.state for task in jobs.list_tasks(tx, job.id)}),
-            "item": (item.state, item.test_state, item.direction, item.epoch, item.demotion),
+            "item": (item.state, item.test_state, item.direction, item.epoch, item.failover is None),
+            "standing": [
+                (order["kind"], order["epoch"], order["args"], order["attempt"])
+                for order in item.standing or []
+            ],
             "writable": [(row.epoch, row.side) for row in items.writable(tx, item.id)],
             "events": history,
             "commands": sorted(identifier.partition(":")[2] for identifier in world.ran),
         }
 
 
+def paused(world: World) -> None:
+    world.protected()
+    succeed(world, Operation.PAUSE)
+
+
+def failed_over_unplanned(world: World) -> None:
+    world.point(world.protected())
+    succeed(world, Operation.UNPLANNED_FAILOVER)
+
+
+def source_is_away(world: World) -> None:
+    world.away("host-ams")
+    world.answers |= dict.fromkeys(
+        ("source.prepare", "source.demote", "source.release", "source.resume"), absent
+    )
+
+
+def source_does_not_prepare(world: World) -> None:
+    world.answers["source.prepare"] = failing("the guest hangs")
+
+
+def nothing_starts(world: World) -> None:
+    world.answers["source.prepare"] = failing("the guest hangs")
+    world.answers["target.failover"] = failing("no memory")
+
+
+def only_the_point_before_starts(world: World) -> None:
+    world.answers["target.failover"] = lambda command: (
+        failing("no memory")(command) if ":1:" in command.id else world._usual(command)
+    )
+
+
+def keeps_the_old_disks(world: World) -> None:
+    world.answers["target.adopt"] = lambda _command: {
+        "base": "diverged",
+        "sequence": 7,
+        "reason": "it ran on",
+    }
+    world.sequence = 7
+
+
 CASES: list[tuple[Operation, Callable[[World], None], Callable[[World], None]]] = [
+    (Operation.UNPLANNED_FAILOVER, protected, usual),
+    (Operation.UNPLANNED_FAILOVER, protected, source_is_away),
+    (Operation.UNPLANNED_FAILOVER, protected, source_does_not_prepare),
+    (Operation.UNPLANNED_FAILOVER, protected, start_fails),
+    (Operation.UNPLANNED_FAILOVER, paused, nothing_starts),
+    (Operation.CHANGE_POINT, failed_over_unplanned, usual),
+    (Operation.CHANGE_POINT, failed_over_unplanned, only_the_point_before_starts),
+    (Operation.CHANGE_POINT, failed_over_unplanned, start_fails),
+    (Operation.CANCEL, failed_over_unplanned, usual),
+    (Operation.CANCEL, failed_over, source_is_away),
+    (Operation.PAUSE, protected, usual),
+    (Operation.RESUME, paused, source_is_away),
+    (Operation.RESYNC, protected, usual),
+    (Operation.REVERSE, committed, keeps_the_old_disks),
     (Operation.PLANNED_FAILOVER, protected, usual),
     (Operation.PLANNED_FAILOVER, protected, prepare_fails),
     (Operation.PLANNED_FAILOVER, protected, start_fails),
@@ -609,7 +668,7 @@ CASES: list[tuple[Operation, Callable[[World], None], Callable[[World], None]]] 
 @pytest.mark.parametrize(
     ("operation", "given", "script"),
     CASES,
-    ids=[f"{operation.value}-{script.__name__}" for operation, _given, script in CASES],
+    ids=[f"{operation.value}-{given.__name__}-{script.__name__}" for operation, given, script in CASES],
 )
 def test_a_run_that_dies_anywhere_ends_like_one_that_did_not(
     tmp_path_factory: pytest.TempPathFactory,
@@ -628,7 +687,7 @@ def test_a_run_that_dies_anywhere_ends_like_one_that_did_not(
             given(world)
             script(world)
             world.ran.clear()
-            job = begin(world, operation)
+            job = begin(world, operation, **({"sequence": 1} if operation is Operation.CHANGE_POINT else {}))
             first = JournaledSteps(die_at=number if number >= 0 else None)
             try:
                 done = world.run(job.id, first)
@@ -637,6 +696,7 @@ def test_a_run_that_dies_anywhere_ends_like_one_that_did_not(
             found = outcome(world, done)
             if number < 0:
                 expected, steps = found, len(first.records)
+                assert found["job"][0].ended
             assert found == expected, f"died at step {number}"
             assert set(world.ran.values()) <= {1}
         finally:

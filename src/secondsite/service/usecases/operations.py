@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from secondsite.errors import InvalidInputError, OperationRefusedError
+from secondsite.errors import InvalidInputError, NotFoundError, OperationRefusedError
 from secondsite.model.ids import JobId
 from secondsite.model.item import ItemState, Operation, begin
+from secondsite.model.manifest import PointKind
 from secondsite.service.context import Actor, Context
 from secondsite.service.store import events, items, jobs, points
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Job, Point
+from secondsite.service.usecases import standing
 from secondsite.service.vocabulary import ENABLE, TEST_OPERATIONS, JobState, Severity
 
 
@@ -174,6 +176,44 @@ def resume_job(ctx: Context, actor: Actor, job_id: str, confirm: str) -> Job:
             ),
         )
         return jobs.get(tx, job.id)
+
+
+def drop_diverged(ctx: Context, actor: Actor, item_ref: str) -> Point:
+    """Give up what a reversal kept of the old side's disks; returns that point. The order stands until it is done.
+
+    Raises:
+        NotFoundError: nothing was kept.
+    """
+    with ctx.store.transaction() as tx:
+        item = items.get(tx, item_ref, lock=True)
+        kept = points.latest(tx, item.id, PointKind.DIVERGED.value)
+        if kept is None:
+            raise NotFoundError(
+                f"{item.name} has no point that a reversal kept",
+                hint="list its points: secondsite point list",
+            )
+        told = standing.order(
+            "target.drop_diverged",
+            item.journal_node_id,
+            item.epoch,
+            {},
+            f"{ctx.new_id()}:drop-diverged",
+            given=False,
+        )
+        items.move(
+            tx,
+            item.id,
+            events.NewEvent(
+                ctx.clock(),
+                "drop-diverged",
+                f"{item.name}: {actor.name} gave up point {kept.sequence}, which a reversal had kept",
+                Severity.WARNING,
+                item_id=item.id,
+            ),
+            standing=standing.with_order(item.standing, told),
+        )
+        standing.follow(tx, items.get(tx, item.id), ctx.clock())
+        return kept
 
 
 def _parameters(tx: Transaction, item: Item, operation: Operation, options: Options) -> dict[str, Any]:

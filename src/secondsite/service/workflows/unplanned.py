@@ -51,23 +51,22 @@ def unplanned_failover(run: Run) -> None:
     told: list[str] = []
     prepared: Json | None = None
     stepped = StepDown.NOT_ASKED
-    touched = False
     try:
         _need_target(run, facts)
-        prepared, touched = _shut_down(run, facts, told)
+        prepared = _shut_down(run, facts, told)
         if prepared is None:
             stepped = step_down_first(run, facts, DEMOTE)
         pass_no_return(run, "the replica is being started: let it end, then cancel the failover")
         networks = networks_between(run, facts, test=False)
         point = choose_point(run, facts, prepared)
     except SecondSiteError as error:
-        _roll_back(run, facts, error, touched=touched, prepared=prepared is not None, started=False)
+        _roll_back(run, facts, error, prepared=prepared is not None, started=False)
         return
     try:
         started = start_replica(run, facts, START, facts["epoch"], point, networks)
     except SecondSiteError as error:
         attempted = not error.attributes.get("withdrawn")  # else the target never heard of it and never will
-        _roll_back(run, facts, error, touched=touched, prepared=prepared is not None, started=attempted)
+        _roll_back(run, facts, error, prepared=prepared is not None, started=attempted)
         return
     epoch = facts["epoch"] + 1
     base = f"{run.job_id}:{DEMOTE}:source.demote"
@@ -111,18 +110,19 @@ def _need_target(run: Run, facts: Json) -> None:
         )
 
 
-def _shut_down(run: Run, facts: Json, told: list[str]) -> tuple[Json | None, bool]:
-    """Return the point of the last changes, if it was asked for and could be had, and whether the source was told anything."""
+def _shut_down(run: Run, facts: Json, told: list[str]) -> Json | None:
+    """Return the point of the last changes, if it was asked for and could be had."""
     if facts["parameters"]["shutdown_source"] == "no":
         run.skip(PREPARE, PREPARE)
-        return None, False
+        return None
     if was_away(run, facts["source"]):
         run.skip(PREPARE, PREPARE)
         told.append(f"{facts['source_name']} does not answer: what it had not shipped is not there")
-        return None, False
+        return None
     try:
-        return prepare(run, facts, PREPARE, SHIP_LAST), True
+        return prepare(run, facts, PREPARE, SHIP_LAST)
     except SecondSiteError as error:
+        check_cancelled(run)
         told.append(f"{facts['source_name']} could not ship its last changes: {error.message}")
         run.change(
             "not-shut-down",
@@ -130,23 +130,21 @@ def _shut_down(run: Run, facts: Json, told: list[str]) -> tuple[Json | None, boo
             lambda _tx, _item: {},
             severity=Severity.WARNING,
         )
-        check_cancelled(run)
-        return None, not error.attributes.get("withdrawn")
+        return None
 
 
 # -- roll back ---------------------------------------------------------------------------------------------
 
 
-def _roll_back(
-    run: Run, facts: Json, cause: SecondSiteError, *, touched: bool, prepared: bool, started: bool
-) -> None:
+def _roll_back(run: Run, facts: Json, cause: SecondSiteError, *, prepared: bool, started: bool) -> None:
     """Bring both sides back under one epoch, and start the machine where it was if it was stopped.
 
-    `started`: the target was told to start; what it did is unknown. `touched`: the source was told to prepare.
+    `started`: the target was told to start; what it did is unknown.
     """
     epoch = facts["epoch"]
-    demoted = not prepared and not _demotion_withdrawn(run)
-    if not (demoted or touched or started):
+    asked = _was_told(run, PREPARE, "source.prepare")
+    demoted = not prepared and _was_told(run, DEMOTE, "source.demote")
+    if not (demoted or asked or started):
         _rolled_back(run, cause, "nothing was changed")
         return
     run.begin((*TASKS, *ROLLBACK))
@@ -169,17 +167,19 @@ def _roll_back(
     _rolled_back(run, cause, what)
 
 
-def _demotion_withdrawn(run: Run) -> bool:
-    """Take the order to step down back; False if the source may have had it (a step)."""
+def _was_told(run: Run, ordinal: int, kind: str) -> bool:
+    """Whether the source may have had an order; one that it did not fetch is taken back (a step)."""
 
     def action() -> bool:
         error = UnavailableError("the failover was rolled back").to_dict()
         with run.ctx.store.transaction() as tx:
-            command = commands.find(tx, CommandId(f"{run.job_id}:{DEMOTE}:source.demote"))
-            return command is None or commands.withdraw(tx, command, error, run.ctx.clock())
+            command = commands.find(tx, CommandId(f"{run.job_id}:{ordinal}:{kind}"))
+            if command is None or commands.withdraw(tx, command, error, run.ctx.clock()):
+                return False
+            return command.deliveries > 0
 
-    withdrawn: bool = run.step("withdraw the demotion", action)
-    return withdrawn
+    told: bool = run.step(f"told {kind}?", action)
+    return told
 
 
 def _raised(run: Run, tx: Transaction, item: Item, epoch: int) -> Json:
