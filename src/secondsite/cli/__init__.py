@@ -13,8 +13,9 @@ import typer
 
 from secondsite import __version__
 from secondsite.cli import demo, health, history, item, journal, lab, node, policy, service, setup
+from secondsite.cli.alert import app as alerts
 from secondsite.cli.client import choose_config
-from secondsite.cli.statistics import statistics as _statistics
+from secondsite.cli.statistics import statistics
 
 app = typer.Typer(
     name="secondsite",
@@ -54,6 +55,7 @@ for _name, _noun, _help in (
     ("point", history.points, "Recovery points."),
     ("job", history.jobs, "What operations are doing, and did."),
     ("event", history.events, "What happened."),
+    ("alert", alerts, "Who is told what happens, by mail, webhook and the like."),
     ("vault", setup.vaults, "The deployment: health, tokens, audit."),
     ("site", setup.sites, "Sites."),
     ("cloud", setup.clouds, "Groups of nodes, and where they replicate to."),
@@ -69,6 +71,7 @@ for _name, _noun, _help in (
 
 app.command(epilog="Example: secondsite demo --dir /tmp/demo")(demo.demo)
 app.command(epilog="Example: secondsite health --verbose")(health.health)
+item.app.command(epilog="Example: secondsite item statistics web-1 --hours 6")(statistics)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`secondsite item statistics`: an item's figures. Registers its command at the noun `item`."""
+"""`secondsite item statistics`: an item's figures."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from secondsite.cli.client import connect
-from secondsite.cli.item import Item, app
+from secondsite.cli.item import Item
 from secondsite.cli.output import Json, human_bytes, out, print_fields, print_json, print_rows, reporting
 
 
-@app.command(epilog="Example: secondsite item statistics web-1 --hours 6")
 def statistics(
     item: Item,
     hours: Annotated[int, typer.Option(min=1, max=24, help="How far to look back.")] = 24,

@@ -33,6 +33,8 @@ from secondsite.service.context import Context
 from secondsite.service.health.watch import HealthWatch
 from secondsite.service.monitor import EVERY_S, Monitor
 from secondsite.service.nodes_face import NodesFace
+from secondsite.service.notices.dispatch import EVERY_S as NOTICES_EVERY_S
+from secondsite.service.notices.dispatch import Dispatch
 from secondsite.service.settings import DataDir
 from secondsite.service.store import vaults
 from secondsite.service.store.database import Store
@@ -170,6 +172,9 @@ class Service:
         health = HealthWatch(ctx, options.monitor_every_s)
         health.start()
         self._parts.append(health.close)
+        notices = Dispatch(ctx, min(NOTICES_EVERY_S, options.monitor_every_s))
+        notices.start()
+        self._parts.append(notices.close)
         self._tell(folder, authority, people.address, nodes.address)
 
     def _become_active(self, folder: DataDir, database: sa.URL) -> bool:

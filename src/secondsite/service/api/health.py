@@ -1,4 +1,4 @@
-"""What is wrong now over the whole vault, and the figures of items."""
+"""What is wrong now over the whole vault, the figures of items, and (alerts.py) who is told."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from secondsite.service.api import alerts
 from secondsite.service.api.guard import Ctx, Reader
 from secondsite.service.api.health_answers import HealthSummaryView, RpoSampleView, StatisticsView
 from secondsite.service.health.vocabulary import Step
@@ -13,6 +14,7 @@ from secondsite.service.usecases import statistics
 from secondsite.service.usecases.health import health_errors
 
 router = APIRouter(tags=["health"])
+router.include_router(alerts.router)
 
 
 @router.get("/health-errors", response_model=list[HealthSummaryView])
