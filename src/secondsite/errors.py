@@ -100,6 +100,13 @@ class UnauthenticatedError(SecondSiteError):
     code = "unauthenticated"
 
 
+class LockedOutError(SecondSiteError):
+    """Too many logins failed under this name, or from this address; the attribute `retry_after_s` says how long to wait."""
+
+    code = "locked_out"
+    retry = Retry.LATER
+
+
 class ForbiddenError(SecondSiteError):
     """The caller is known but its role does not allow this."""
 

@@ -75,10 +75,15 @@ class Said:
         return " ".join((self.out + self.err).split())
 
 
-def call(transport: httpx.BaseTransport, *arguments: str, env: dict[str, str | None] | None = None) -> Said:
+def call(
+    transport: httpx.BaseTransport,
+    *arguments: str,
+    env: dict[str, str | None] | None = None,
+    stdin: str | None = None,
+) -> Said:
     """Run a command in this process."""
     with speaking_through(transport):
-        done = CliRunner().invoke(app, list(arguments), env=env)
+        done = CliRunner().invoke(app, list(arguments), env=env, input=stdin)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return Said(done.exit_code, done.stdout, done.stderr)

@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 
 from secondsite import __version__
-from secondsite.cli import demo, health, history, item, journal, lab, node, policy, service, setup
+from secondsite.cli import (
+    account,
+    audit,
+    demo,
+    health,
+    history,
+    item,
+    journal,
+    lab,
+    node,
+    policy,
+    service,
+    setup,
+)
 from secondsite.cli.alert import app as alerts
 from secondsite.cli.client import choose_config
 from secondsite.cli.statistics import statistics
@@ -57,6 +70,8 @@ for _name, _noun, _help in (
     ("event", history.events, "What happened."),
     ("alert", alerts, "Who is told what happens, by mail, webhook and the like."),
     ("vault", setup.vaults, "The deployment: health, tokens, audit."),
+    ("account", account.app, "People: accounts, passwords, sessions."),
+    ("audit", audit.app, "Who did what, with the outcome."),
     ("site", setup.sites, "Sites."),
     ("cloud", setup.clouds, "Groups of nodes, and where they replicate to."),
     ("policy", policy.app, "Copy frequency, retention, limits."),
@@ -70,6 +85,10 @@ for _name, _noun, _help in (
 
 
 app.command(epilog="Example: secondsite demo --dir /tmp/demo")(demo.demo)
+app.command(
+    epilog="Example: secondsite login anna --url https://dr-1.example:8443 --ca /etc/secondsite/ca.pem"
+)(account.login)
+app.command(epilog="Example: secondsite logout")(account.logout)
 app.command(epilog="Example: secondsite health --verbose")(health.health)
 item.app.command(epilog="Example: secondsite item statistics web-1 --hours 6")(statistics)
 

@@ -51,6 +51,48 @@ def connect() -> ApiClient:
     return ApiClient(find_connection(config=_chosen), transport=_transport)
 
 
+def settings_file() -> Path:
+    """Where this person's settings are, or will be."""
+    chosen = _chosen or _path(os.environ.get("SECONDSITE_CONFIG"))
+    return chosen or Path.home() / ".config" / "secondsite" / "cli.json"
+
+
+def connect_without_token(urls: list[str], ca: Path | None) -> tuple[ApiClient, dict[str, Any]]:
+    """Return a client for a login, and the settings that it goes by; what is not given is looked up as always."""
+    from secondsite.api_client import ApiClient, Connection
+
+    path = settings_file()
+    fields = _read(path) if path.exists() else {}
+    urls = urls or _urls(os.environ.get("SECONDSITE_URL") or fields.get("url"))
+    ca = ca or _path(os.environ.get("SECONDSITE_CA")) or _path(fields.get("ca"))
+    if not urls:
+        raise InvalidInputError(
+            "no service URL is known", hint="give --url, and --ca with the vault's ca.pem"
+        )
+    settings = {"url": urls if len(urls) > 1 else urls[0], "ca": None if ca is None else str(ca.absolute())}
+    return ApiClient(Connection(urls[0], "", ca, tuple(urls[1:])), transport=_transport), settings
+
+
+def keep_settings(settings: dict[str, Any]) -> Path:
+    """Write the settings where later commands find them, for this person's eyes only."""
+    from secondsite.durable import write_atomic
+
+    path = settings_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(settings, indent=1).encode(), mode=0o600)
+    return path
+
+
+def forget_token() -> bool:
+    """Take the token out of the settings; False if there was none."""
+    path = settings_file()
+    fields = _read(path) if path.exists() else {}
+    if fields.pop("token", None) is None:
+        return False
+    keep_settings(fields)
+    return True
+
+
 def find_connection(*, config: Path | None = None) -> Connection:
     """Return the connection to use; InvalidInputError tells what is missing and how to give it."""
     from secondsite.api_client import Connection
@@ -65,7 +107,7 @@ def find_connection(*, config: Path | None = None) -> Connection:
         raise InvalidInputError(
             f"no {'service URL' if not urls else 'token'} is known",
             hint="give --config or set SECONDSITE_CONFIG (secondsite lab up writes such a file), "
-            "or set SECONDSITE_URL and SECONDSITE_TOKEN",
+            "or set SECONDSITE_URL and SECONDSITE_TOKEN, or log in: secondsite login",
         )
     return Connection(urls[0], str(token), ca, tuple(urls[1:]))
 

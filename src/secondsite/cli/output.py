@@ -29,6 +29,7 @@ EXIT_CODES: Final[Mapping[str, int]] = {
     "not_found": 4,
     "unauthenticated": 5,
     "forbidden": 5,
+    "locked_out": 5,
     "unavailable": 6,
     "timeout": 6,
 }

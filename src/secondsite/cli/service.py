@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from secondsite.cli.account import FromStdin, ask_password
 from secondsite.cli.logs import log_to_stderr
 from secondsite.cli.node import host_port
 from secondsite.cli.output import Json, err, out, print_json, reporting
@@ -26,13 +27,21 @@ def init(
     vault: Annotated[str, typer.Option(help="The vault's name.")],
     data: Data = DEFAULT_DATA,
     database: Database = None,
+    account: Annotated[
+        str | None,
+        typer.Option(help="Also make an account of this name, a Contributor; its password is asked for."),
+    ] = None,
+    password_stdin: FromStdin = False,
     as_json: Json = False,
 ) -> None:
     """Make a vault: its certificate authority, its store, and a first Contributor token, printed this once."""
     with reporting(as_json=as_json):
         from secondsite.service.daemon import init as init_service
 
-        made = init_service(data, vault, database_url=database)
+        person = None
+        if account is not None:
+            person = account, ask_password(f"Password of {account}", from_stdin=password_stdin, new=True)
+        made = init_service(data, vault, database_url=database, account=person)
         if as_json:
             print_json(
                 {
@@ -45,6 +54,29 @@ def init(
         else:
             err.print(f"vault {vault} made; its CA is {made.ca}; the token:", markup=False)
             out.print(made.token, markup=False)
+
+
+@app.command(epilog="Example: secondsite service token --data /var/lib/secondsite/service --name rescue")
+def token(
+    name: Annotated[str, typer.Option(help="The token's name.")],
+    role: Annotated[str, typer.Option(help="Contributor, Operator or Reader.")] = "Contributor",
+    valid_days: Annotated[float, typer.Option(help="Days until it expires.")] = 1.0,
+    data: Data = DEFAULT_DATA,
+    database: Database = None,
+    as_json: Json = False,
+) -> None:
+    """Make a token directly in the database, when every other way in is lost; whether the service runs or not.
+
+    Whoever may read the data folder can do this. The audit trail tells it.
+    """
+    with reporting(as_json=as_json):
+        from secondsite.service.offline import make_token
+
+        made = make_token(data, name, role, valid_days, database_url=database)
+        if as_json:
+            print_json({"name": name, "role": role, "token": made})
+        else:
+            out.print(made, markup=False)
 
 
 @app.command(

@@ -26,10 +26,13 @@ def new_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asks: the name and the role of a token."""
+    """Who asks: a token, or a session of an account."""
 
     name: str
     role: Role
+    account: str | None = None
+    """The account's id, if it is one."""
+    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

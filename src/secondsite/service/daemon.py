@@ -35,10 +35,13 @@ from secondsite.service.monitor import EVERY_S, Monitor
 from secondsite.service.nodes_face import NodesFace
 from secondsite.service.notices.dispatch import EVERY_S as NOTICES_EVERY_S
 from secondsite.service.notices.dispatch import Dispatch
+from secondsite.service.offline import note_offline
+from secondsite.service.passwords import check_quality
 from secondsite.service.settings import DataDir
 from secondsite.service.store import vaults
 from secondsite.service.store.database import Store
 from secondsite.service.store.lease import ServiceLock
+from secondsite.service.usecases.accounts import create_account
 from secondsite.service.usecases.setup import checked_name
 from secondsite.service.usecases.tokens import create_token
 from secondsite.service.vocabulary import Role
@@ -78,15 +81,21 @@ class Options:
 
 
 def init(
-    data_dir: Path, vault_name: str, database_url: str | None = None, contributor: str = "admin"
+    data_dir: Path,
+    vault_name: str,
+    database_url: str | None = None,
+    contributor: str = "admin",
+    account: tuple[str, str] | None = None,
 ) -> Initialised:
-    """Make a vault in the folder and return its first Contributor token.
+    """Make a vault in the folder and return its first Contributor token. `account`: name and password of a first account.
 
     Raises:
         ConflictError: the folder, or the database, holds a vault already.
     """
     folder = DataDir(data_dir)
     checked_name(vault_name)
+    if account is not None:
+        check_quality(account[1], account[0])
     folder.create(database_url)
     authority = CertificateAuthority.create(vault_name)
     authority.save(folder.ca_cert, folder.ca_key)
@@ -100,6 +109,9 @@ def init(
             vaults.create_vault(tx, vault_name, ctx.clock())
             vaults.pin_authority(tx, authority.fingerprint)
         issued = create_token(ctx, contributor, Role.CONTRIBUTOR)
+        if account is not None:
+            create_account(ctx, account[0], Role.CONTRIBUTOR, account[1])
+        note_offline(ctx, "service init", f"vault {vault_name}, token {contributor}")
     finally:
         store.close()
     folder.finish(database_url)

@@ -7,10 +7,25 @@ from typing import Final
 from fastapi import FastAPI
 
 from secondsite import __version__
-from secondsite.service.api import clouds, errors, guard, health, history, items, nodes, sites, vault
+from secondsite.service.api import (
+    accounts,
+    clouds,
+    errors,
+    guard,
+    health,
+    history,
+    items,
+    nodes,
+    sites,
+    vault,
+)
 from secondsite.service.context import Context
 
 PREFIX: Final = "/api/v1"
+ROUTERS: Final = tuple(
+    module.router for module in (vault, accounts, sites, nodes, clouds, items, history, health)
+)
+"""After a change here or in one of them: python -m secondsite.service.api.access_page > docs/reference/access.md"""
 
 
 def create_app(ctx: Context) -> FastAPI:
@@ -27,6 +42,6 @@ def create_app(ctx: Context) -> FastAPI:
     app.state.ctx = ctx
     errors.install(app)
     guard.install_audit(app, ctx)
-    for module in (vault, sites, nodes, clouds, items, history, health):
-        app.include_router(module.router, prefix=PREFIX)
+    for router in ROUTERS:
+        app.include_router(router, prefix=PREFIX)
     return app

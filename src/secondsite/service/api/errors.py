@@ -28,6 +28,7 @@ STATUS: Final[Mapping[str, int]] = {
     "tracking_lost": 409,
     "corrupt": 422,
     "pinned": 423,
+    "locked_out": 429,
     "unsupported": 501,
     "unavailable": 503,
     "timeout": 504,
@@ -38,6 +39,8 @@ STATUS: Final[Mapping[str, int]] = {
 def error_answer(error: SecondSiteError) -> JSONResponse:
     """Return the answer for an error of ours."""
     headers = {"WWW-Authenticate": "Bearer"} if error.code == "unauthenticated" else None
+    if "retry_after_s" in error.attributes:
+        headers = {"Retry-After": str(error.attributes["retry_after_s"])}
     return JSONResponse({"error": error.to_dict()}, STATUS.get(error.code, 500), headers=headers)
 
 

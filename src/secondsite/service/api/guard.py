@@ -1,7 +1,7 @@
 """Who may call what, and the trail of who did.
 
-Every route but the health check carries exactly one `needs(...)`: a test walks the routes and proves it. Contributors
-may do everything, Operators run failovers and tests, Readers look.
+Every route but the health check and the login carries exactly one `Need`: a test walks the routes and proves it, and another tries
+each with each role against docs/reference/access.md. Contributors may do everything, Operators run failovers and tests, Readers look.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from secondsite.errors import ForbiddenError, UnauthenticatedError
 from secondsite.service.context import Actor, Context
 from secondsite.service.store import audit
-from secondsite.service.usecases.tokens import authenticate
+from secondsite.service.usecases.accounts import identify
 from secondsite.service.vocabulary import Role
 
 RANK: Final = {Role.READER: 0, Role.OPERATOR: 1, Role.CONTRIBUTOR: 2}
@@ -27,7 +27,9 @@ READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 ACCEPTED: Final = 202
 """An answer with this status is the job that was begun."""
 _ITEM = re.compile(r"/items/([^/]+)")
-_bearer = HTTPBearer(auto_error=False, description="A token: `secondsite token create`")
+_bearer = HTTPBearer(
+    auto_error=False, description="A token: `secondsite login`, or `secondsite vault create-token`"
+)
 
 
 def context_of(request: Request) -> Context:
@@ -56,7 +58,7 @@ class Need:
             raise UnauthenticatedError(
                 "this call needs a token", hint="send the header Authorization: Bearer <token>"
             )
-        actor = authenticate(ctx, credentials.credentials)
+        actor = identify(ctx, credentials.credentials)
         request.state.actor = actor
         if RANK[actor.role] < RANK[self.role]:
             raise ForbiddenError(

@@ -14,10 +14,11 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from secondsite.errors import ConflictError, InvalidInputError
+from secondsite.errors import ConflictError, InvalidInputError, UnauthenticatedError
 from secondsite.model.ids import NodeId
 from secondsite.service.context import Context
-from secondsite.service.store import events, items, nodes, vaults
+from secondsite.service.store import audit, events, items, nodes, vaults
+from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Node, Site
 from secondsite.service.usecases.setup import checked_name
 from secondsite.service.usecases.tokens import redeem_key
@@ -47,51 +48,69 @@ def enrol(
     storage: Any,
     version: str = "",
 ) -> Enrolled:
-    """Check the key, issue a certificate and add the node."""
+    """Check the key, issue a certificate and add the node. What is refused stands in the audit trail, too."""
     checked_name(name)
     if not roles or set(roles) - ROLES:
         raise InvalidInputError(f"not usable roles: {roles}", hint="choose of: source, target")
     check_address(data_address)
+    values = {
+        "roles": sorted(set(roles)),
+        "data_address": data_address,
+        "storage": storage,
+        "version": version,
+    }
+    try:
+        with ctx.store.transaction() as tx:
+            enrolled = _enrol(tx, ctx, key, csr, name, values)
+            _note(tx, ctx, name, "enrol", "done", f"at site {enrolled.site.name}")
+    except (UnauthenticatedError, ConflictError) as error:
+        with ctx.store.transaction() as tx:
+            _note(tx, ctx, name, "enrol", "refused", error.message)
+        raise
+    return enrolled
+
+
+def _enrol(
+    tx: Transaction, ctx: Context, key: str, csr: bytes, name: str, values: dict[str, Any]
+) -> Enrolled:
     public_key = _public_key(csr)
     now = ctx.clock()
-    with ctx.store.transaction() as tx:
-        site_id = redeem_key(tx, ctx, key)
-        site = vaults.site(tx, site_id)
-        known = nodes.find(tx, name)
-        if known is not None and (known.public_key != public_key or known.site_id != site.id):
-            raise ConflictError(
-                f"there is a node {name!r} already", hint="remove that node first, or choose another name"
-            )
-        node = known.id if known is not None else NodeId(ctx.new_id())
-        certificate = ctx.authority.issue(csr, node)
-        values = {
-            "roles": sorted(set(roles)),
-            "data_address": data_address,
-            "storage": storage,
-            "version": version,
-            "certificate_serial": f"{load_certificate(certificate).serial_number:x}",
-        }
-        if known is not None:
-            nodes.change(tx, node, **values)
-        else:
-            nodes.add(
-                tx,
-                {
-                    "id": node,
-                    "name": name,
-                    "site_id": site.id,
-                    "public_key": public_key,
-                    "enrolled": now,
-                    **values,
-                },
-            )
-            events.add(
-                tx,
-                events.NewEvent(
-                    now, "node-enrolled", f"node {name} enrolled at site {site.name}", node_id=node
-                ),
-            )
+    known = nodes.find(tx, name)
+    # The same key pair again: the answer was lost, so the key's use was counted before.
+    site_id = redeem_key(tx, ctx, key, again=known is not None and known.public_key == public_key)
+    site = vaults.site(tx, site_id)
+    if known is not None and (known.public_key != public_key or known.site_id != site.id):
+        raise ConflictError(
+            f"there is a node {name!r} already", hint="remove that node first, or choose another name"
+        )
+    node = known.id if known is not None else NodeId(ctx.new_id())
+    certificate = ctx.authority.issue(csr, node)
+    values = {**values, "certificate_serial": f"{load_certificate(certificate).serial_number:x}"}
+    if known is not None:
+        nodes.change(tx, node, **values)
+    else:
+        nodes.add(
+            tx,
+            {
+                "id": node,
+                "name": name,
+                "site_id": site.id,
+                "public_key": public_key,
+                "enrolled": now,
+                **values,
+            },
+        )
+        events.add(
+            tx,
+            events.NewEvent(now, "node-enrolled", f"node {name} enrolled at site {site.name}", node_id=node),
+        )
     return Enrolled(node, site, certificate)
+
+
+def _note(
+    tx: Transaction, ctx: Context, node: str, what: str, outcome: str, detail: str | None = None
+) -> None:
+    audit.note(tx, audit.Line(ctx.clock(), node, "NODE", what, outcome, detail=detail))
 
 
 def renew(ctx: Context, node_id: NodeId, csr: bytes) -> bytes:
@@ -114,6 +133,7 @@ def renew(ctx: Context, node_id: NodeId, csr: bytes) -> bytes:
                 node_id=node_id,
             ),
         )
+        _note(tx, ctx, nodes.get(tx, node_id).name, "renew", "done")
     return certificate
 
 
@@ -131,6 +151,7 @@ def remove_node(ctx: Context, id_or_name: str) -> Node:
                 hint="disable them first",
             )
         nodes.leave_clouds(tx, node.id)
+        tx.wake()  # every node's poll comes back with the news
         nodes.change(tx, node.id, revoked=True, name=f"{node.name} (removed {node.id[:8]})")
         events.add(
             tx,
