@@ -18,6 +18,7 @@ import structlog
 from secondsite.errors import InvalidInputError, SecondSiteError
 from secondsite.model.ids import CommandId
 from secondsite.node.executor import Command
+from secondsite.node.removals import Removals
 from secondsite.ship.failover import Caller
 
 POLL_S: Final = 20
@@ -40,9 +41,11 @@ class Channel:
         *,
         poll_s: float = POLL_S,
         retry_max_s: float = RETRY_MAX_S,
+        removals: Removals | None = None,
     ) -> None:
         """With a standby service, poll and try again in shorter steps: its turn comes within seconds."""
         self._poll_s, self._retry_max_s = poll_s, retry_max_s
+        self._removals = removals
         self._client = client
         self._report = report
         self._report_lost = report_lost
@@ -105,15 +108,18 @@ class Channel:
         wait_s = 0.5
         while not self._stop.is_set():
             try:
+                body = {"wait_s": self._poll_s, "running": self._running()}
+                if self._removals is not None:
+                    body["removed"] = self._removals.mark
                 answer = self._client.post(
-                    "/node/v1/poll",
-                    {"wait_s": self._poll_s, "running": self._running()},
-                    timeout_s=self._poll_s + min(self._poll_s, 15),
+                    "/node/v1/poll", body, timeout_s=self._poll_s + min(self._poll_s, 15)
                 )
                 self.connected = True
                 wait_s = 0.5
                 for fields in answer.get("commands", []):
                     self._take(fields)
+                if self._removals is not None and "removed" in answer:
+                    self._removals.take(answer["removed"])
             except SecondSiteError as error:
                 if self.connected:
                     log.warning("the service does not answer", error=error.to_dict())

@@ -36,6 +36,7 @@ from secondsite.node.events import NodeEvents
 from secondsite.node.executor import Executor
 from secondsite.node.kerberos import TicketListener, trust_for
 from secondsite.node.records import ItemRecord, ItemStore
+from secondsite.node.removals import Removals
 from secondsite.node.renewal import Renewal
 from secondsite.node.renewal import finish as finish_renewal
 from secondsite.node.report import Reporter
@@ -118,17 +119,27 @@ class NodeDaemon:
         clock = adapters.clock
         self.upkeep = Upkeep(self.items, self.journals, self.replicas, self.settler, clock)
         receiver = JournalReceiver(self.items, self.journals)
-        self.listener = Listener((self.config.listen_host, self.config.listen_port), credentials, receiver)
+        self.removals = Removals(state / "removed.json")
+        self.listener = Listener(
+            (self.config.listen_host, self.config.listen_port),
+            credentials,
+            receiver,
+            is_removed=self.removals.__contains__,
+        )
         kerberos = self.config.kerberos
         self.tickets: TicketListener | None = None
         if kerberos is not None and kerberos.listen_host:
             replay = folders.identity / "replay"
-            self.tickets = TicketListener(kerberos, credentials, receiver, self.items, replay)
+            self.tickets = TicketListener(
+                kerberos, credentials, receiver, self.items, replay, self.removals.__contains__
+            )
         reporter = Reporter(
             self.items, self.replicators, self.journals, self.fabric, clock, events=self.events
         )
         client, patience = service_client(self.config, credentials)
-        self.channel = Channel(client, reporter.make, reporter.forget_sent, **patience)
+        self.channel = Channel(
+            client, reporter.make, reporter.forget_sent, removals=self.removals, **patience
+        )
         reporter.space = self.space = Space(self.items, self.journals, folders.storage, clock)
         self.renewal = Renewal(credentials, client, self._renewed, clock)
         handlers = {

@@ -7,7 +7,7 @@ goes on. What a principal stands for is the node's settings' word first, then th
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -36,12 +36,17 @@ class TicketListener:
         receiver: Receiver,
         items: ItemStore,
         replay_cache: Path,
+        is_removed: Callable[[NodeId], bool],
     ) -> None:
         self._config = config
         self._items = items
         self._acceptor = KerberosAcceptor(config.accepts, Path(config.keytab), self.node_of, replay_cache)
         self.listener = Listener(
-            (config.listen_host, config.listen_port), credentials, receiver, negotiator=self._acceptor
+            (config.listen_host, config.listen_port),
+            credentials,
+            receiver,
+            negotiator=self._acceptor,
+            is_removed=is_removed,
         )
         self.error: SecondSiteError | None = None
         self._listens = False

@@ -12,6 +12,7 @@ Promises:
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -88,15 +89,26 @@ class NodesFace:
             raise InvalidInputError("wait_s is not a number")
         running = frozenset(_texts(body, "running"))
         reports.sign_of_life(self._ctx, node)
+        mark = body.get("removed")
         deadline = time.monotonic() + min(max(wait_s, 0.0), POLL_MAX_S)
         bell = self._ctx.store.bell
         while True:
             seen = bell.count
             found = self._take(node, running)
+            removed = self._removed(mark)
             left = deadline - time.monotonic()
-            if found or left <= 0 or self._closing:
-                return {"commands": [_wire(command) for command in found]}
+            if found or removed or left <= 0 or self._closing:
+                return {"commands": [_wire(command) for command in found], **removed}
             bell.wait(seen, min(left, RECHECK_S))
+
+    def _removed(self, mark: object) -> dict[str, Any]:
+        """Return the removed nodes for a node whose last list, by its mark, was another one."""
+        if not isinstance(mark, str):
+            return {}
+        with self._ctx.store.reading() as tx:
+            removed = nodes.removed(tx)
+        now = hashlib.sha256("\n".join(removed).encode()).hexdigest()[:32]
+        return {} if now == mark else {"removed": {"nodes": removed, "mark": now}}
 
     def _take(self, node: NodeId, running: frozenset[str]) -> list[Command]:
         with self._ctx.store.reading() as tx:

@@ -4,8 +4,8 @@ Promises:
 
 - The identity is the connection's: a client certificate that TLS has verified, or a Kerberos ticket that was accepted
   on this very connection. No header but a valid ticket makes one.
-- A certificate or ticket that has expired meanwhile, a revoked certificate, a principal that stands for nobody any more:
-  refused at the next request, also on a connection that is open already; the connection then ends.
+- A certificate or ticket that has expired meanwhile, a revoked certificate, a node that was removed from the vault, a principal
+  that stands for nobody any more: refused at the next request, also on a connection that is open already; the connection then ends.
 - A connection has one identity for its life. A second one on it is refused.
 
 Connection-based authentication (as HTTP's Negotiate is used everywhere) is unsafe behind a proxy that shares its connections
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from secondsite.errors import ForbiddenError, SecondSiteError, UnauthenticatedError
+from secondsite.model.ids import NodeId
 from secondsite.ship.certificates import Clock, PeerCertificate
 from secondsite.ship.peers import Peer, PeerTicket, Session
 from secondsite.ship.routing import CLOSE_KEY, PEER_KEY, Environ, StartResponse, WsgiApp, error_response
@@ -47,10 +48,15 @@ def checking_peers(
     is_revoked: Callable[[int], bool] | None,
     clock: Clock,
     negotiator: Negotiator | None = None,
+    is_removed: Callable[[NodeId], bool] | None = None,
 ) -> WsgiApp:
-    """Return `app` behind the check. `is_revoked` gets a certificate's serial; both are asked at every request."""
+    """Return `app` behind the check. `is_revoked` gets a certificate's serial, `is_removed` the node; both are asked at every request."""
 
     def holds(peer: Peer) -> None:
+        if is_removed is not None and is_removed(peer.node):
+            raise UnauthenticatedError(
+                "this node was removed from the vault", hint="enrol the machine again", node=peer.node
+            )
         if isinstance(peer, PeerTicket):
             _check_ticket(peer, negotiator, clock)
         else:

@@ -132,6 +132,7 @@ class Listener:
         clock: Clock = utc_now,
         client_certificates: ssl.VerifyMode = ClientCertificates.REQUIRED,
         negotiator: Negotiator | None = None,
+        is_removed: Callable[[NodeId], bool] | None = None,
     ) -> None:
         if negotiator is not None:
             client_certificates = ClientCertificates.NONE
@@ -146,6 +147,7 @@ class Listener:
             is_revoked=is_revoked,
             clock=clock,
             negotiator=negotiator,
+            is_removed=is_removed,
         )
 
     @property

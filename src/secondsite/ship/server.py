@@ -32,6 +32,7 @@ from cheroot.ssl import Adapter
 from cheroot.wsgi import Gateway_10, Server
 
 from secondsite.errors import UnauthenticatedError, UnavailableError
+from secondsite.model.ids import NodeId
 from secondsite.ship.admission import SESSION_KEY, Negotiator, checking_peers
 from secondsite.ship.identity import ClientCertificates, Clock, Credentials, peer_certificate, utc_now
 from secondsite.ship.peers import Session
@@ -64,7 +65,8 @@ class HttpsServer:
     """Serves `app` (WSGI, usually a Router) at `address` with `threads` workers.
 
     A long poll holds a worker: give the control plane as many threads as it has nodes, and some.
-    `is_revoked` is called with a certificate's serial number on every request, so it must be quick.
+    `is_revoked` is called with a certificate's serial number, and `is_removed` with the peer's node, on every
+    request, so they must be quick.
     With a `negotiator` the server asks for tickets (`Negotiate`), also from those without a certificate.
     """
 
@@ -80,12 +82,15 @@ class HttpsServer:
         is_revoked: Callable[[int], bool] | None = None,
         clock: Clock = utc_now,
         negotiator: Negotiator | None = None,
+        is_removed: Callable[[NodeId], bool] | None = None,
     ) -> None:
         self._requested = address
         self._credentials = credentials
         self._verify_mode = client_certificates
         limits = limits or Limits()
-        app = checking_peers(app, is_revoked=is_revoked, clock=clock, negotiator=negotiator)
+        app = checking_peers(
+            app, is_revoked=is_revoked, clock=clock, negotiator=negotiator, is_removed=is_removed
+        )
         self._server = _Server(address, app, threads, limits)
         self._server.ssl_adapter = _Adapter(*self._make_context(), limits)
         self._thread: threading.Thread | None = None

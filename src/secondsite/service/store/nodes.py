@@ -59,6 +59,12 @@ def listed(tx: Transaction, site_id: SiteId | None = None, *, revoked: bool = Fa
     return rows.listed(tx, Node, statement)
 
 
+def removed(tx: Transaction) -> list[NodeId]:
+    """Return the ids of all nodes that were removed from the vault, in order."""
+    found = tx.execute(sa.select(nodes.c.id).where(nodes.c.revoked.is_(True)).order_by(nodes.c.id))
+    return [NodeId(row.id) for row in found]
+
+
 def leave_clouds(tx: Transaction, node_id: NodeId) -> None:
     """Take the node out of its cloud."""
     tx.execute(sa.delete(cloud_members).where(cloud_members.c.node_id == node_id))
