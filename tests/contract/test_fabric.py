@@ -593,6 +593,22 @@ def test_a_replica_can_be_locked_unlocked_and_replaced_in_a_later_round(world: W
     fabric.start(vm.uuid)
 
 
+def test_autostart_is_set_and_read_back_as_the_hypervisor_has_it(world: World) -> None:
+    vm = world.make_vm(world.name())
+    assert world.fabric.autostart(vm) is False
+    for on in (True, True, False, False):
+        world.fabric.set_autostart(vm, on=on)
+        assert (world.fabric.autostart(vm), world.autostart(vm)) == (on, on)
+    world.set_autostart(vm, True)
+    assert world.fabric.autostart(vm) is True
+    world.fabric.lock_power(vm, "failed over")
+    assert world.fabric.autostart(vm) is False
+    with pytest.raises(NotFoundError):
+        world.fabric.autostart("no such machine")
+    with pytest.raises(NotFoundError):
+        world.fabric.set_autostart("no such machine", on=True)
+
+
 def test_it_may_be_used_by_many_threads_at_once(world: World, fabric: Fabric) -> None:
     uuids = [world.make_vm(world.name()) for _ in range(3)]
     failures: list[BaseException] = []

@@ -23,7 +23,7 @@ from secondsite.ship.identity import CertificateAuthority
 from support.hypervisors import HypervisorPair
 
 KEY = bytes(range(32)).hex()
-POLICY = Policy(copy_frequency_s=5, shutdown_timeout_s=30)
+POLICY = Policy(copy_frequency_s=5, shutdown_timeout_s=30, resync_window="always")
 
 
 @dataclass
@@ -65,7 +65,9 @@ class PairNode:
         self.daemon.listener.start()
         if self.daemon.tickets is not None:
             self.daemon.tickets.start()
+        self.daemon.gate.begin()
         self.daemon.replicators.start_all()
+        self.daemon.gate.start()
         self.daemon.upkeep.start()
 
     def close(self) -> None:

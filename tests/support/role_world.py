@@ -44,6 +44,8 @@ class Killed(BaseException):
 CHANGES: Final = (
     "start",
     "power_off",
+    "suspend",
+    "set_autostart",
     "lock_power",
     "unlock_power",
     "create_overlay",
@@ -290,7 +292,7 @@ class SourceSide(Side):
                 Epoch(1),
                 Role.SOURCE,
                 KEY.hex(),
-                Policy(),
+                Policy(resync_window="always"),
                 tuple(self.disks),
                 vm=self.vm,
                 peer=Peer(NodeId("other")),
@@ -355,7 +357,7 @@ class TargetSide(Side):
                 Epoch(1),
                 Role.TARGET,
                 KEY.hex(),
-                Policy(),
+                Policy(resync_window="always"),
                 (VDA, VDB),
                 peer=Peer(NodeId("source")),
             )

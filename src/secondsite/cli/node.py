@@ -165,6 +165,33 @@ def services(
                 err.print("restart the node for this to take effect", markup=False)
 
 
+@app.command(
+    "start-held",
+    epilog="Example: secondsite node start-held web-1 --state /var/lib/secondsite/node "
+    "--confirm 'I checked that web-1 does not run at the other site'",
+)
+def start_held(
+    item: Annotated[str, typer.Argument(help="The item's name or id.")],
+    state: State = DEFAULT_STATE,
+    confirm: Annotated[str, typer.Option(help="The sentence that the command asks for.")] = "",
+    wait_s: Annotated[float, typer.Option("--wait", help="How many seconds to wait for the daemon.")] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Run a machine that this host holds after its boot, since nobody confirmed that it may run here.
+
+    Works without the service and without the other site: look there yourself first, or it may run twice.
+    """
+    with reporting(as_json=as_json):
+        from secondsite.node.source.held import order_start, wait_for_start
+
+        folder, record = order_start(state / "items", item, confirm)
+        wait_for_start(folder, wait_s)
+        if as_json:
+            print_json({"item": record.item, "name": record.name, "held": False})
+        else:
+            err.print(f"{record.name} is not held any more; this node runs and replicates it", markup=False)
+
+
 @app.command(epilog="Example: secondsite node remove host-1")
 def remove(node: Annotated[str, typer.Argument(help="Its name or id.")], as_json: Json = False) -> None:
     """Remove a node from the vault: its certificate is worth nothing from then on."""

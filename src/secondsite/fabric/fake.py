@@ -167,11 +167,6 @@ class FakeFabric:
         """Let the next call of the port's `method` raise `error` before it does anything."""
         self._failures[method].append(error)
 
-    def autostart(self, vm: str) -> bool:
-        """Whether the machine would start with its host."""
-        with self._lock:
-            return self._get(vm).autostart
-
     # -- what is there -------------------------------------------------------------------------------------
 
     def inventory(self) -> Inventory:
@@ -273,6 +268,16 @@ class FakeFabric:
                 return False
             machine.power, machine.io_error = PowerState.RUNNING, False
             return True
+
+    def autostart(self, vm: str) -> bool:
+        """See `Fabric.autostart`."""
+        with self._call("autostart"):
+            return self._get(vm).autostart
+
+    def set_autostart(self, vm: str, *, on: bool) -> None:
+        """See `Fabric.set_autostart`."""
+        with self._call("set_autostart", vm):
+            self._get(vm).autostart = on
 
     def lock_power(self, vm: str, reason: str) -> None:
         """See `Fabric.lock_power`."""

@@ -96,6 +96,13 @@ class LibvirtFabric:
     def resume_if_io_error(self, vm: str) -> bool:
         return self._power.resume_if_io_error(vm)
 
+    def autostart(self, vm: str) -> bool:
+        return self._power.autostart(vm)
+
+    def set_autostart(self, vm: str, *, on: bool) -> None:
+        with self._definitions:
+            self._power.set_autostart(vm, on=on)
+
     def lock_power(self, vm: str, reason: str) -> None:
         with self._definitions:
             self._power.lock(vm, reason)

@@ -146,6 +146,22 @@ class Power:
                     return power_state(domain)[0] is PowerState.RUNNING
             return False
 
+    # -- with its host -------------------------------------------------------------------------------------
+
+    def autostart(self, vm: str) -> bool:
+        """See `Fabric.autostart`."""
+        with self._connection.domain(vm, "look at") as domain:
+            return bool(domain.isPersistent()) and bool(domain.autostart())
+
+    def set_autostart(self, vm: str, *, on: bool) -> None:
+        """See `Fabric.set_autostart`."""
+        with self._connection.domain(vm, "set the autostart of") as domain:
+            if not domain.isPersistent():
+                raise UnsupportedError(f"{vm} is transient: it ends with its host", vm=vm)
+            domain.setAutostart(int(on))
+            if bool(domain.autostart()) is not on:
+                raise HypervisorError(f"the autostart of {vm} was set but does not show it", vm=vm)
+
     # -- the lock ------------------------------------------------------------------------------------------
 
     def lock(self, vm: str, reason: str) -> None:

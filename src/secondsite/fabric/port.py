@@ -199,6 +199,14 @@ class Fabric(Protocol):
         """
         ...
 
+    def autostart(self, vm: str) -> bool:
+        """Whether the hypervisor starts the machine with its host. Of a locked machine: never."""
+        ...
+
+    def set_autostart(self, vm: str, *, on: bool) -> None:
+        """Have the machine started with its host, or not. Observed. A transient machine cannot be: UnsupportedError."""
+        ...
+
     def lock_power(self, vm: str, reason: str) -> None:
         """Fence the machine: whoever tries to start it fails with a telling error, and it does not start with its
         host. Its definition stays listed, its images and their bitmaps stay untouched. A machine that runs goes on:

@@ -28,7 +28,7 @@ from secondsite.errors import CorruptError, SecondSiteError
 from secondsite.fabric.libvirt import LibvirtFabric
 from secondsite.fabric.port import Fabric
 from secondsite.journal import finish_deletes
-from secondsite.model.ids import NodeId
+from secondsite.model.ids import Epoch, ItemId, NodeId
 from secondsite.nbd.image import base_opener
 from secondsite.node.channel import STANDBY_POLL_S, STANDBY_RETRY_MAX_S, Channel
 from secondsite.node.config import Folders, NodeConfig
@@ -36,15 +36,16 @@ from secondsite.node.events import NodeEvents
 from secondsite.node.executor import Executor
 from secondsite.node.kerberos import TicketListener, trust_for
 from secondsite.node.records import ItemRecord, ItemStore
-from secondsite.node.removals import Removals
 from secondsite.node.renewal import Renewal
 from secondsite.node.renewal import finish as finish_renewal
 from secondsite.node.report import Reporter
 from secondsite.node.source.barrier import Pausing
 from secondsite.node.source.commands import SourceCommands
 from secondsite.node.source.consistency import thaw_leftovers
+from secondsite.node.source.gate import Gate
 from secondsite.node.source.groups import Groups
 from secondsite.node.source.replicator import Adapters, Replicators
+from secondsite.node.source.standing import AskedStanding
 from secondsite.node.target.commands import TargetCommands
 from secondsite.node.target.journals import Journals
 from secondsite.node.target.receiver import JournalReceiver
@@ -104,6 +105,7 @@ class NodeDaemon:
         groups = Groups(pausing)
         adapters = Adapters(
             groups=groups,
+            superseded=self._superseded,
             quiescer=self._quiescer,
             tell=self.events.tell,
             capture=capture,
@@ -119,28 +121,26 @@ class NodeDaemon:
         clock = adapters.clock
         self.upkeep = Upkeep(self.items, self.journals, self.replicas, self.settler, clock)
         receiver = JournalReceiver(self.items, self.journals)
-        self.removals = Removals(state / "removed.json")
-        self.listener = Listener(
-            (self.config.listen_host, self.config.listen_port),
-            credentials,
-            receiver,
-            is_removed=self.removals.__contains__,
-        )
+        self.listener = Listener((self.config.listen_host, self.config.listen_port), credentials, receiver)
         kerberos = self.config.kerberos
         self.tickets: TicketListener | None = None
         if kerberos is not None and kerberos.listen_host:
             replay = folders.identity / "replay"
-            self.tickets = TicketListener(
-                kerberos, credentials, receiver, self.items, replay, self.removals.__contains__
-            )
+            self.tickets = TicketListener(kerberos, credentials, receiver, self.items, replay)
         reporter = Reporter(
             self.items, self.replicators, self.journals, self.fabric, clock, events=self.events
         )
         client, patience = service_client(self.config, credentials)
-        self.channel = Channel(
-            client, reporter.make, reporter.forget_sent, removals=self.removals, **patience
-        )
+        self.channel = Channel(client, reporter.make, reporter.forget_sent, **patience)
         reporter.space = self.space = Space(self.items, self.journals, folders.storage, clock)
+        self.gate = Gate(
+            self.items,
+            self.replicators,
+            self.fabric,
+            folders.run,
+            AskedStanding(sender, client, self._closing),
+            self.config.node,
+        )
         self.renewal = Renewal(credentials, client, self._renewed, clock)
         handlers = {
             **groups.handlers(),
@@ -157,7 +157,9 @@ class NodeDaemon:
         if self.tickets is not None:
             self.tickets.start()
         thaw_leftovers(self.items, self._quiescer, self._closing)
+        self.gate.begin()
         self.replicators.start_all()
+        self.gate.start()
         self.upkeep.start()
         self.space.start()
         self.channel.start(self.executor.submit, self.executor.running)
@@ -170,6 +172,7 @@ class NodeDaemon:
         self.executor.stopping()
         self.renewal.close()
         self.channel.close()
+        self.gate.close()
         self.replicators.close()
         if self.tickets is not None:
             self.tickets.stop()
@@ -181,6 +184,9 @@ class NodeDaemon:
         self.journals.close()
         self.fabric.close()
         self._lock.release()
+
+    def _superseded(self, item: ItemId, epoch: Epoch) -> None:
+        self.gate.superseded(item, epoch)
 
     def _renewed(self) -> None:
         """New connections show the new certificate. A sender whose old one is refused is made anew by its next cycle."""

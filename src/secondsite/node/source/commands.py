@@ -25,6 +25,7 @@ from secondsite.node.executor import Command, Handler, Progress
 from secondsite.node.images import old_disks
 from secondsite.node.records import Acked, ItemRecord, ItemStore, Peer, Role, require_role
 from secondsite.node.source.fence import LOCK_REASON, Fence
+from secondsite.node.source.gate import give_back_autostart, look_at
 from secondsite.node.source.replicator import Replicators
 from secondsite.ship.kerberos import parse_principal
 
@@ -65,6 +66,7 @@ class SourceCommands:
             self._begin(command, item)
         else:
             require_role(record, Role.SOURCE)
+        look_at(self.items, self.fabric, self.items.get(item))
         self.replicators.start(item)
         return {}
 
@@ -173,7 +175,8 @@ class SourceCommands:
         # Prepared once is not prepared for ever: somebody may have started the machine since.
         if record.role is not Role.PREPARED or not self._is_off_and_locked(record.vm):
             ran = self._runs(record.vm) or (record.role is not Role.SOURCE and record.ran)
-            self.items.change(item, role=Role.PREPARING, ran=ran, marks={})
+            # The service orders it under this epoch: that confirms it, if it was held.
+            self.items.change(item, role=Role.PREPARING, ran=ran, marks={}, held=None)
             progress(0.1, "waiting for the cycle that runs")
             self.replicators.stop(item)
             self._shut_down_and_lock(record.vm, float(command.args.get("shutdown_timeout_s", 120)), progress)
@@ -245,6 +248,7 @@ class SourceCommands:
         self.replicators.forget_checkpoints(record)
         if record.role is not Role.SOURCE:
             self.fabric.unlock_power(record.vm)
+        give_back_autostart(self.fabric, self.items.get(item))
         self.items.remove(item)
         return {}
 
