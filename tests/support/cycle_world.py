@@ -46,7 +46,7 @@ KEY = bytes(range(32))
 VDA, VDB = DiskKey("vda"), DiskKey("vdb")
 SIZES = {VDA: 320 * KIB, VDB: 70 * KIB}  # the last block of vdb is short
 PART = 32 * KIB
-POLICY = Policy(copy_frequency_s=5, retention_points=4)
+POLICY = Policy(copy_frequency_s=5, retention_points=4, resync_window="always")
 
 Contents = dict[DiskKey, bytes]
 

@@ -332,7 +332,7 @@ class TwoSites:
             self.nodes.append(node)
             self.post("/clouds", name=f"cloud-{site}", site=site, nodes=[node.name])
         self.a, self.b = self.nodes
-        self.post("/policies", name="fast", copy_frequency_s=5)
+        self.post("/policies", name="fast", copy_frequency_s=5, resync_window="always")
         self.post("/cloud-mappings", source="cloud-ams", target="cloud-rtm", policy="fast")
         self.post(
             "/network-mappings",

@@ -274,7 +274,8 @@ def _map_clouds(lab: Lab, api: ApiClient) -> None:
         if f"{site}-cloud" not in clouds:
             api.post("/clouds", {"name": f"{site}-cloud", "site": site, "nodes": [f"{site}-node"]})
     if DEFAULT_POLICY not in {policy["name"] for policy in api.get("/policies")}:
-        api.post("/policies", {"name": DEFAULT_POLICY, "copy_frequency_s": 5, "rpo_threshold_s": 30})
+        policy = {"copy_frequency_s": 5, "rpo_threshold_s": 30, "resync_window": "always"}
+        api.post("/policies", {"name": DEFAULT_POLICY, **policy})
     if not api.get("/cloud-mappings"):
         api.post(
             "/cloud-mappings",

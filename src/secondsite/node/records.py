@@ -133,6 +133,8 @@ class ItemRecord:
     """Source: an operator ordered that nothing be replicated."""
     compare: bool = False
     """Source: an operator ordered that whole disks be compared, now."""
+    tracking_lost: bool = False
+    """Source: since the last acknowledged point nobody knows what changed. See source/window.py."""
     start_at: str = ""
     """Source: the initial replication begins then (UTC, as `format_time` writes it)."""
     counters: Mapping[str, int] = field(default_factory=dict)

@@ -122,7 +122,7 @@ class Belief:
             manifest = Manifest.from_bytes((self._folder / "manifest.pending").read_bytes())
         durable.write_atomic(self._folder / "manifest.json", manifest.to_bytes())
         acked = Acked(promise.sequence, promise.digest, format_time(manifest.time), promise.checkpoint)
-        self._items.change(record.item, acked=acked, compare=False)
+        self._items.change(record.item, acked=acked, compare=False, tracking_lost=False)
         self._suspects.clear()
         PendingRecord.discard(self._pending_path)
 

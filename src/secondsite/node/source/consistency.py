@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -162,6 +162,14 @@ class Quiet:
                 None  # it is off: there is nothing to freeze, and the next point of a running guest is due
             )
         return QuietCapture(capture, wanted, quiescer, self.times)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a report says of it."""
+        reached = self.times.reached_at
+        return {
+            "time": None if reached is None else format_time(reached),
+            "problem": None if self.problem is None else self.problem.to_dict(),
+        }
 
     def sealed(self, record: ItemRecord, capture: QuietCapture) -> None:
         """The point of `capture`'s snapshot was acknowledged."""

@@ -49,6 +49,7 @@ from secondsite.node.source.consistency import Quiet
 from secondsite.node.source.group import Meeting
 from secondsite.node.source.sizes import grown
 from secondsite.node.source.suspects import WithSuspects
+from secondsite.node.source.window import require_window
 from secondsite.ship.protocol import PartKind
 from secondsite.ship.sender import Outgoing, Sender
 
@@ -122,15 +123,18 @@ class Cycle:
 
         Raises:
             StaleEpochError: another side took over; nothing may be replicated from here any more.
+            ResyncRequiredError: whole disks would have to be compared, and may not be now.
             SecondSiteError: as the ports raise; the next `run` finds out what became of this one.
         """
         started = self._ports.monotonic()
         record = self._ports.items.get(self._item)
         self.quiet.thaw_leftover(record)
-        sender = self._ports.sender(record)
         if not self._certain:
             # First, before anything waits for the network: a snapshot that a dead process left costs the guest space.
             self._ports.capture(record).tidy()
+        require_window(record, consistency, self._ports.clock())
+        sender = self._ports.sender(record)
+        if not self._certain:
             self._target.resolve(record, sender)
         self._certain = False
         self._clean_spool()
@@ -160,7 +164,7 @@ class Cycle:
             meeting = stack.enter_context(self._ports.meet(record, consistency))
             still = meeting.capture(self._ports.capture(record))
             capture = self.quiet.capture(still, record, consistency)
-            snapshot, record, suspects = self._snapshot(stack, capture, record, name)
+            snapshot, record, suspects = self._snapshot(stack, capture, record, name, consistency)
             tables = stack.enter_context(self._target.tables(record))
             suspects = self._follow_sizes(record, snapshot, tables, suspects)
             self.kind = PointKind.RESYNC if suspects else _kind(record)
@@ -191,18 +195,25 @@ class Cycle:
         )
 
     def _snapshot(
-        self, stack: ExitStack, capture: Capture, record: ItemRecord, name: str
+        self,
+        stack: ExitStack,
+        capture: Capture,
+        record: ItemRecord,
+        name: str,
+        consistency: Consistency,
     ) -> tuple[Snapshot, ItemRecord, Mapping[DiskKey, Runs]]:
         since = (record.acked.checkpoint if record.acked else "") or None
         try:
             suspects = self._target.suspects() if since is not None else {}
             return stack.enter_context(capture.snapshot(since=since, new=name)), record, suspects
         except TrackingLostError as error:
-            log.warning("tracking lost, comparing", item=record.item, reason=error.message)
+            log.warning("tracking lost", item=record.item, reason=error.message)
             self._ports.items.count(record.item, "tracking_lost")
             assert record.acked is not None
             acked = Acked(record.acked.sequence, record.acked.digest, record.acked.time, checkpoint="")
-            record = self._ports.items.change(record.item, acked=acked)
+            record = self._ports.items.change(record.item, acked=acked, tracking_lost=True)
+            self._ports.tell("tracking-lost", f"{record.name}: {error.message}")
+            require_window(record, consistency, self._ports.clock())
             return stack.enter_context(capture.snapshot(since=None, new=name)), record, {}
 
     def _follow_sizes(

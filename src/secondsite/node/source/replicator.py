@@ -23,12 +23,13 @@ from secondsite.capture.port import Capture
 from secondsite.capture.quiesce import Quiescer
 from secondsite.errors import ConflictError, SecondSiteError, StaleEpochError
 from secondsite.model.ids import Epoch, ItemId
-from secondsite.model.manifest import Consistency, PointKind, VmDefinition, format_time, parse_time
+from secondsite.model.manifest import Consistency, PointKind, VmDefinition, parse_time
 from secondsite.node.executor import Progress
 from secondsite.node.records import ItemRecord, ItemStore, Role
 from secondsite.node.source.cycle import Cycle, CycleOutcome
 from secondsite.node.source.group import Meeting
 from secondsite.node.source.groups import Groups, is_fit
+from secondsite.node.source.window import ResyncRequiredError, phase_of
 from secondsite.ship.backoff import EAGER_STEPS_S, CycleBackoff
 from secondsite.ship.sender import Sender
 
@@ -167,7 +168,7 @@ class Replicator:
         """Return what a report says of the replicator."""
         kind = self._cycle.kind
         if self.error is not None:
-            phase = "stopped" if not self.alive else "waiting"
+            phase = phase_of(self.error) if self.alive else "stopped"
         elif not self.alive:
             phase = "stopped"
         elif not self._running and self._until_start_s() > 0:
@@ -194,7 +195,7 @@ class Replicator:
             "retry_in_s": None
             if self._retry_at is None
             else max(0.0, round(self._retry_at - self.monotonic(), 1)),
-            "app_consistent": self._app_consistent(),
+            "app_consistent": self._cycle.quiet.describe(),
             "group": None if self._adapters.groups is None else self._adapters.groups.describe(self.item),
             "last_cycle": cycles[-1] if cycles else None,
             "cycles": cycles,
@@ -216,6 +217,10 @@ class Replicator:
                 if due < self.monotonic():
                     self.items.count(self.item, "missed_cycles")
                     due = self.monotonic()
+                self._pause(due)
+            except ResyncRequiredError as error:
+                self.error = error  # no failure: it waits for its window
+                due = self.monotonic() + interval
                 self._pause(due)
             except SecondSiteError as error:
                 if self._stop.is_set():
@@ -291,14 +296,6 @@ class Replicator:
         if self._sender is not None:
             self._sender.close()
             self._sender = None
-
-    def _app_consistent(self) -> dict[str, Any]:
-        quiet = self._cycle.quiet
-        reached = quiet.times.reached_at
-        return {
-            "time": None if reached is None else format_time(reached),
-            "problem": None if quiet.problem is None else quiet.problem.to_dict(),
-        }
 
     def _eta(self, rate: float) -> float | None:
         if not rate or self._total is None:
