@@ -14,7 +14,18 @@ import sqlalchemy as sa
 from secondsite.errors import ConflictError, NotFoundError
 from secondsite.model.ids import CommandId, ItemId, JobId, NodeId, SiteId
 from secondsite.model.item import ItemState
-from secondsite.service.store import audit, commands, events, items, jobs, nodes, points, pruning, vaults
+from secondsite.service.store import (
+    audit,
+    commands,
+    events,
+    groups,
+    items,
+    jobs,
+    nodes,
+    points,
+    pruning,
+    vaults,
+)
 from secondsite.service.store.database import Store
 from secondsite.service.store.lease import ServiceLock
 from secondsite.service.store.records import CloudMapping, Job, Point, Site

@@ -39,6 +39,8 @@ def add(tx: Transaction, new: Sequence[Point]) -> None:
                         "kind": point.kind,
                         "consistency": point.consistency,
                         "changed": point.changed,
+                        "group_id": point.group_id,
+                        "group_number": point.group_number,
                     }
                     for point in new[first : first + AT_ONCE]
                 ]

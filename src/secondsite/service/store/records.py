@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import sqlalchemy as sa
 
-from secondsite.model.ids import CloudId, CommandId, ItemId, JobId, NodeId, PolicyId, SiteId
+from secondsite.model.ids import CloudId, CommandId, GroupId, ItemId, JobId, NodeId, PolicyId, SiteId
 from secondsite.model.item import Direction, ItemState, TestState
 from secondsite.model.policy import Policy
 from secondsite.service.vocabulary import CommandState, JobState, Role, Severity, Side, TaskState
@@ -232,6 +232,19 @@ class Point:
     kind: str
     consistency: str
     changed: int | None
+    group_id: GroupId | None = None
+    group_number: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A consistency group. `revision` counts changes of its members; `number`: the highest that a cut was given."""
+
+    id: GroupId
+    name: str
+    revision: int
+    number: int
+    created: datetime
 
 
 @dataclass(frozen=True, slots=True)

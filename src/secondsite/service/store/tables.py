@@ -262,7 +262,10 @@ points = sa.Table(
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("consistency", sa.Text, nullable=False),
     sa.Column("changed", sa.BigInteger),
+    sa.Column("group_id", sa.Text),  # the cut that it shares with other items' points; see group_tables
+    sa.Column("group_number", sa.Integer),
     sa.CheckConstraint("sequence >= 1", name="sequence"),
+    sa.Index("points_group", "group_id", "group_number"),
 )
 
 jobs = sa.Table(
