@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from secondsite.cli.node import app
 from secondsite.errors import (
     ConflictError,
     InvalidInputError,
@@ -325,25 +322,6 @@ def test_an_operator_starts_a_held_machine_with_a_sentence(host: Host) -> None:
     assert host.state == RUNS
     with pytest.raises(ConflictError):
         order_start(items, ITEM, sentence_for(host.side.record))
-
-
-def test_the_command_on_the_host_asks_for_the_sentence_and_says_what_became_of_it(host: Host) -> None:
-    host.boot()
-    host.look()
-    command = ["start-held", "web", "--state", str(host.side.folders.state), "--wait", "0.01", "--json"]
-    refused = CliRunner().invoke(app, command)
-    assert refused.exit_code == 2
-    assert sentence_for(host.side.record) in refused.output
-    command += ["--confirm", sentence_for(host.side.record)]
-    assert CliRunner().invoke(app, command).exit_code not in {0, 2}
-    host.look()
-    assert host.state == RUNS
-    host.side.items.change(ITEM, held=Held("again"))
-    daemon = threading.Timer(0.2, lambda: host.side.items.change(ITEM, held=None))
-    daemon.start()
-    done = CliRunner().invoke(app, [*command, "--wait", "30"])
-    daemon.join()
-    assert (done.exit_code, json.loads(done.stdout)["held"]) == (0, False)
 
 
 @pytest.mark.parametrize("text", ['{"epoch": 7}', "torn", "[]"])
