@@ -6,12 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from secondsite.lab.guest.builder import GuestFiles
 from secondsite.lab.hypervisor import Hypervisor
 from support.guests import built_guest
 from support.hypervisors import HypervisorPair, running_pair
 from support.leftovers import Leftovers, short_folder
+
+# The same examples on every machine, and none fails because the machine is busy: what is landed must be judged alike.
+# To look further, give pytest --hypothesis-profile=default.
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session", autouse=True)
