@@ -150,7 +150,7 @@ class Channel:
                 command, outcome = self._outbox[0]
                 try:
                     # First what the command changed, so that nobody sees "done" with the facts of before.
-                    self._send_report(with_inventory=False)
+                    self._report_first()
                     self._client.post("/node/v1/result", {"command": command, **outcome}, timeout_s=10)
                     self._outbox.popleft()
                     wait_s = 0.5
@@ -169,6 +169,15 @@ class Channel:
                     wait_s = min(self._retry_max_s, wait_s * 2)
             if self._stop.is_set():
                 return
+
+    def _report_first(self) -> None:
+        """Send a report; one that the service takes badly (an error in it, not of the way) holds up no result."""
+        try:
+            self._send_report(with_inventory=False)
+        except SecondSiteError as error:
+            if error.code != "internal":
+                raise
+            log.warning("a result goes without its report", error=error.to_dict())
 
     def _send_report(self, *, with_inventory: bool) -> None:
         # One at a time: reports tell differences, so their order matters.

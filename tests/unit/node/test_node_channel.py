@@ -113,6 +113,15 @@ def test_a_report_that_breaks_does_not_keep_a_result_back_for_good(
     assert service.next("/node/v1/result")["command"] == "a"
 
 
+def test_a_service_that_fails_at_every_report_gets_results_all_the_same(
+    service: Service, start: Callable[..., Channel]
+) -> None:
+    broken = RemoteError({"code": "internal", "message": "internal error"})
+    service.answers["/node/v1/report"] = [broken] * 1000
+    start().result(CommandId("a"), {"result": {}})
+    assert service.next("/node/v1/result") == {"command": "a", "result": {}}
+
+
 def test_a_result_that_the_service_does_not_want_is_dropped(
     service: Service, start: Callable[..., Channel]
 ) -> None:
