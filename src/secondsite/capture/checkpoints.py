@@ -107,7 +107,7 @@ def forget_checkpoints(machine: Machine, keep: Collection[str]) -> None:
         for disk in machine.present_disks(domain):
             if disk.keeps_bitmaps:
                 _remove_bitmaps(disk.path, keep)
-    else:
+    elif any(not disk.keeps_bitmaps for disk in machine.present_disks(domain)):
         LiveBitmaps(domain).forget(keep)
     with libvirt_errors(f"cannot list the checkpoints of {machine.name}"):
         # Parents first: the oldest has nothing to merge its bitmap into, so deleting it costs least.

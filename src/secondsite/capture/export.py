@@ -69,7 +69,7 @@ class ExportDisk:
         self._bitmap = None if bitmap is None else BITMAP_PREFIX + bitmap
         self._also = also
         self._only = only
-        self._device = device
+        self.device = device
         self._checks = checks or Checks()
         self._connection: Any = nbd.NBD()
         self._finished = False
@@ -123,14 +123,6 @@ class ExportDisk:
         order = np.argsort(runs[:, 0], kind="stable")
         for (start, end), hole in zip(runs[order].tolist(), is_hole[order].tolist(), strict=True):
             yield Extent(start, end - start, hole)
-
-    def emptied(self) -> Iterator[tuple[int, int]]:
-        """See the port."""
-        if self._device:
-            yield 0, self.size
-            return
-        for start, end in self._marked([ALLOCATION])[ALLOCATION].tolist():
-            yield start, end - start
 
     def marked(self) -> Runs:
         """Return the ranges in bytes that the bitmap marks."""

@@ -56,6 +56,7 @@ class _FakeSnapshotDisk:
         self._check = check
         self.size = len(content)
         self.whole = marks is None
+        self.device = False
 
     def changed(self) -> Iterator[Extent]:
         granules = range(-(-self.size // GRANULARITY)) if self._marks is None else sorted(self._marks)
@@ -67,12 +68,6 @@ class _FakeSnapshotDisk:
                 yield Extent(start, len(piece), not any(piece))
 
         return joined(extents())
-
-    def emptied(self) -> Iterator[tuple[int, int]]:
-        for start in range(0, self.size, GRANULARITY):
-            piece = self._content[start : start + GRANULARITY]
-            if not any(piece):
-                yield start, len(piece)
 
     def read(self, extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
         for offset, length in pieces(extents):

@@ -67,14 +67,13 @@ class SnapshotDisk(Protocol):
         """Whether `changed` covers the whole disk, because the snapshot was made with `since=None`."""
         ...
 
-    def changed(self) -> Iterator[Extent]:
-        """Yield what may differ from `since`: ascending, disjoint, neighbours of one kind joined."""
+    @property
+    def device(self) -> bool:
+        """Whether it is a block device, which may hold anything where it was made smaller and larger again."""
         ...
 
-    def emptied(self) -> Iterator[tuple[int, int]]:
-        """Yield (offset, length) of what may have lost its data without a trace, if the disk was made smaller and larger
-        again: what reads as zeros; of a block device, which holds anything then, all.
-        """
+    def changed(self) -> Iterator[Extent]:
+        """Yield what may differ from `since`: ascending, disjoint, neighbours of one kind joined."""
         ...
 
     def read(self, extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:

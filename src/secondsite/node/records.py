@@ -119,6 +119,8 @@ class ItemRecord:
     """What the files of those disks looked like when the last point was sealed; empty once they were adopted."""
     formats: Mapping[DiskKey, str] = field(default_factory=dict)
     """The formats of those disks that are not qcow2. Never guessed: a guest may write any header into a raw disk."""
+    others: tuple[DiskKey, ...] | None = None
+    """Source: the machine's disks that were left out when it was protected; None: not known. What else appears is new."""
     ran: bool = False
     """Whether the machine ran when its failover was prepared or it was demoted, and no release has started it since."""
     diverged: bool = False
@@ -160,6 +162,7 @@ class ItemRecord:
                     "role": Role(fields["role"]),
                     "policy": Policy(**fields["policy"]),
                     "disks": tuple(fields["disks"]),
+                    "others": None if fields.get("others") is None else tuple(fields["others"]),
                     "peer": _optional(Peer, fields["peer"]),
                     "acked": _optional(Acked, fields["acked"]),
                     "test": _optional(Replica, fields["test"]),

@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from secondsite.errors import Retry, SecondSiteError
+from secondsite.fabric.inventory import Inventory
 from secondsite.fabric.port import Fabric
 from secondsite.journal import PointInfo
 from secondsite.model.ids import Digest, ItemId
@@ -18,6 +19,7 @@ from secondsite.node.events import NodeEvents
 from secondsite.node.records import ItemRecord, ItemStore, Role
 from secondsite.node.source.hops import hops
 from secondsite.node.source.replicator import Replicators
+from secondsite.node.source.unprotected import Unprotected
 from secondsite.node.target.journals import Journals
 from secondsite.node.target.space import Space
 
@@ -42,6 +44,7 @@ class Reporter:
         self._fabric = fabric
         self._clock = clock
         self._events = events or NodeEvents()
+        self._unprotected = Unprotected(items, self._events)
         self._lock = threading.Lock()
         self._sent: dict[ItemId, frozenset[Digest]] = {}
         self.space: Space | None = None
@@ -49,6 +52,7 @@ class Reporter:
 
     def make(self, with_inventory: bool) -> Mapping[str, Any]:
         """Return the report's body."""
+        inventory = self._look() if with_inventory else None
         body: dict[str, Any] = {"items": [], "points": {}, "events": self._events.take()}
         for record in self._items.all():
             body["items"].append(self._item(record))
@@ -56,12 +60,18 @@ class Reporter:
                 points = self._points(record)
                 if points is not None:
                     body["points"][record.item] = points
-        if with_inventory:
-            try:
-                body["inventory"] = self._fabric.inventory().to_dict()
-            except SecondSiteError as error:
-                log.warning("no inventory", error=error.to_dict())
+        if inventory is not None:
+            body["inventory"] = inventory.to_dict()
         return body
+
+    def _look(self) -> Inventory | None:
+        try:
+            inventory = self._fabric.inventory()
+        except SecondSiteError as error:
+            log.warning("no inventory", error=error.to_dict())
+            return None
+        self._unprotected.look(inventory.vms)
+        return inventory
 
     def _item(self, record: ItemRecord) -> dict[str, Any]:
         report: dict[str, Any] = {
@@ -79,6 +89,7 @@ class Reporter:
         }
         if record.role is Role.SOURCE:
             report["paused"] = record.paused
+            report["warnings"] = self._unprotected.warnings(record.item)
             replicator = self._replicators.find(record.item)
             if replicator is not None:
                 report.update(replicator.status())

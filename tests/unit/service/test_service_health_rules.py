@@ -89,6 +89,7 @@ CASES: dict[str, list[tuple[ItemFacts, str]]] = {
         (source(phase="resync-required"), "compared"),
         (source(phase="resync-required", error=ERROR), "no answer"),
     ],
+    "disk-unprotected": [(source(warnings=[{"code": "disk-unprotected", "disk": "vdc"}]), "vdc")],
     "replication-stopped": [(source(phase="stopped", error=ERROR), "no answer")],
     "held": [(source(phase="held", reason="nobody vouches"), "nobody vouches")],
     "report-missing": [(item(source_report_time=ago(seconds=61)), "61 s")],

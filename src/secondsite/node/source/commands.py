@@ -27,6 +27,7 @@ from secondsite.node.records import Acked, ItemRecord, ItemStore, Peer, Role, re
 from secondsite.node.source.fence import LOCK_REASON, Fence
 from secondsite.node.source.gate import give_back_autostart, look_at
 from secondsite.node.source.replicator import Replicators
+from secondsite.node.source.unprotected import other_disks
 from secondsite.ship.kerberos import parse_principal
 
 SHUTDOWNS_MAX: Final = 3
@@ -92,6 +93,7 @@ class SourceCommands:
             policy=Policy(**args["policy"]),
             disks=tuple(wanted),
             vm=vm.uuid,
+            others=other_disks(vm, wanted),
             peer=_peer(args),
             start_at=_start_at(args),
         )
@@ -127,6 +129,7 @@ class SourceCommands:
             peer=_peer(command.args),
             policy=Policy(**command.args["policy"]),
             acked=acked,
+            others=None,  # of this side's machine, which is looked at now
             failover=None,
             ran=False,
             diverged=False,

@@ -1,8 +1,9 @@
 """Disks that were resized while they were protected.
 
 One that has grown is followed: its digest table grows, what appears is looked at, and the next point has the new size.
-It may have been made smaller before and larger again, which drops the end of its data and leaves no trace in any bitmap:
-so whatever is empty now and was not before is looked at as well. One that is smaller than it was is refused before
+It may have been made smaller before and larger again, which drops the end of its data and leaves no trace in any bitmap,
+so whatever it held is looked at once more (not what is a hole by its server's word: QEMU 7.2 remembers the block status of
+before the cut). One that is smaller than it was is refused before
 anything is shipped: the replica would have to lose data that may be missed later.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 
 from secondsite.blocks import DigestTable
 from secondsite.capture.port import SnapshotDisk
-from secondsite.capture.runs import RunList, Runs, intersect
+from secondsite.capture.runs import RunList, Runs
 from secondsite.errors import SecondSiteError
 from secondsite.model.ids import DiskKey
 from secondsite.model.units import BLOCK
@@ -52,12 +53,11 @@ def grown(
 
 
 def _suspects(disk: SnapshotDisk, table: DigestTable) -> Runs:
-    held, emptied, found = RunList(), RunList(), RunList()
+    found = RunList()
+    if disk.device:
+        found.add(0, -(-disk.size // BLOCK))
     for first, count in table.nonzero_ranges():
-        held.add(first, first + count)
-    for offset, length in disk.emptied():
-        emptied.add(offset // BLOCK, -(-(offset + length) // BLOCK))
-    found.extend(intersect(held.merged(), emptied.merged()))
+        found.add(first, first + count)
     # With the block that the old end cut through: its digest was of what was before the end.
     found.add(table.disk_size // BLOCK, -(-disk.size // BLOCK))
     return found.merged()

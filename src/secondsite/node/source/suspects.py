@@ -81,7 +81,7 @@ class WithSuspects:
         self.size = disk.size
         self.whole = disk.whole
         self.read = disk.read
-        self.emptied = disk.emptied
+        self.device = disk.device
 
     def changed(self) -> Iterator[Extent]:
         """Yield the disk's own changes, then the suspects; whoever reads blocks unites them."""

@@ -59,6 +59,14 @@ def _stopped(facts: ItemFacts) -> str | None:
     return found if found is None or error is None else f"{found}: {_said(error)}"
 
 
+def _unprotected(facts: ItemFacts) -> str | None:
+    warnings = facts.source.get("warnings")
+    if not isinstance(warnings, list) or facts.item.deleted is not None:
+        return None
+    new = [str(one.get("disk")) for one in warnings if isinstance(one, dict) and one.get("disk")]
+    return f"not protected: {', '.join(sorted(new))}" if new else None
+
+
 def _phase(phase: str, otherwise: str) -> Callable[[ItemFacts], str | None]:
     def holds(facts: ItemFacts) -> str | None:
         if facts.phase != phase or facts.item.deleted is not None:
@@ -183,6 +191,16 @@ REPLICATION_RULES: Final[tuple[Rule[ItemFacts], ...]] = (
         action="read the error: it names the part that failed. It is tried again by itself; what changes meanwhile is tracked",
         holds=_cannot_send,
         after_s=30,
+    ),
+    Rule(
+        code="disk-unprotected",
+        category=Category.REPLICATION,
+        level=Level.WARNING,
+        summary="the machine has a disk that is not replicated",
+        causes=("a disk was added to the machine after it was protected",),
+        action="to replicate it, disable the item and protect the machine again; else the replica comes up without it",
+        holds=_unprotected,
+        told=False,
     ),
     Rule(
         code="resync-required",
