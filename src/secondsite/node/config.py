@@ -61,6 +61,8 @@ class NodeConfig:
     services: list[str] = field(default_factory=list)
     """Further addresses of the service ("host:port"): where a standby listens once it has taken over."""
     kerberos: KerberosConfig | None = None
+    metrics_port: int | None = None
+    """Where Prometheus is answered on 127.0.0.1; None: nowhere. Set it in node.json and start the node again."""
 
     @property
     def service_addresses(self) -> list[tuple[str, int]]:

@@ -35,6 +35,7 @@ from secondsite.node.config import Folders, NodeConfig
 from secondsite.node.events import NodeEvents
 from secondsite.node.executor import Executor
 from secondsite.node.kerberos import TicketListener, trust_for
+from secondsite.node.metrics import MetricsServer, NodeMetrics, serve
 from secondsite.node.records import ItemRecord, ItemStore
 from secondsite.node.renewal import Renewal
 from secondsite.node.renewal import finish as finish_renewal
@@ -133,6 +134,10 @@ class NodeDaemon:
         client, patience = service_client(self.config, credentials)
         self.channel = Channel(client, reporter.make, reporter.forget_sent, **patience)
         reporter.space = self.space = Space(self.items, self.journals, folders.storage, clock)
+        self._metrics = NodeMetrics(
+            self.items, self.replicators, self.space, lambda: self.channel.connected, clock
+        )
+        self.metrics: MetricsServer | None = None
         self.gate = Gate(
             self.items,
             self.replicators,
@@ -162,6 +167,7 @@ class NodeDaemon:
         self.gate.start()
         self.upkeep.start()
         self.space.start()
+        self.metrics = serve(self.config.metrics_port, self._metrics)
         self.channel.start(self.executor.submit, self.executor.running)
         self.renewal.start()
         log.info("node started", node=self.config.node, name=self.config.name)
@@ -180,6 +186,8 @@ class NodeDaemon:
         self.settler.close()
         self.upkeep.close()
         self.space.close()
+        if self.metrics is not None:
+            self.metrics.close()
         self.executor.close()
         self.journals.close()
         self.fabric.close()

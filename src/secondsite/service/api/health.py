@@ -1,4 +1,4 @@
-"""What is wrong now over the whole vault, the figures of items, and (alerts.py) who is told."""
+"""What is wrong now over the whole vault, the figures of items, and (alerts.py, metrics.py) who is told."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from secondsite.service.api import alerts
+from secondsite.service.api import alerts, metrics
 from secondsite.service.api.guard import Ctx, Reader
 from secondsite.service.api.health_answers import HealthSummaryView, RpoSampleView, StatisticsView
 from secondsite.service.health.vocabulary import Step
@@ -15,6 +15,7 @@ from secondsite.service.usecases.health import health_errors
 
 router = APIRouter(tags=["health"])
 router.include_router(alerts.router)
+router.include_router(metrics.router)
 
 
 @router.get("/health-errors", response_model=list[HealthSummaryView])
