@@ -11,6 +11,7 @@ import typer
 from secondsite.cli.client import connect
 from secondsite.cli.logs import log_to_stderr
 from secondsite.cli.node_kerberos import kerberos
+from secondsite.cli.node_keys import key, list_keys, revoke_key
 from secondsite.cli.output import Json, err, out, print_fields, print_json, print_rows, reporting
 from secondsite.errors import InvalidInputError
 
@@ -49,19 +50,6 @@ def show(node: Annotated[str, typer.Argument(help="Its name or id.")], as_json: 
     with reporting(as_json=as_json):
         row = connect().get(f"/nodes/{node}")
         print_json(row) if as_json else print_fields(row)
-
-
-@app.command(epilog="Example: secondsite node key --site amsterdam")
-def key(
-    site: Annotated[str, typer.Option(help="The site that the node will belong to.")], as_json: Json = False
-) -> None:
-    """Print a registration key for a node of this site; it is valid for 5 days."""
-    with reporting(as_json=as_json):
-        row = connect().post("/registration-keys", {"site": site})
-        if as_json:
-            print_json(row)
-        else:
-            out.print(row["key"], markup=False)
 
 
 @app.command(
@@ -207,6 +195,11 @@ app.command(
     epilog="Example: secondsite node kerberos --principal HTTP/host-1.example@EXAMPLE --keytab /etc/secondsite/node.keytab "
     "--listen 0.0.0.0:8083 --advertise host-1.example"
 )(kerberos)
+
+
+app.command(epilog="Example: secondsite node key --site amsterdam")(key)
+app.command("keys", epilog="Example: secondsite node keys")(list_keys)
+app.command("revoke-key", epilog="Example: secondsite node revoke-key 4f1c09ab23de")(revoke_key)
 
 
 def host_port(text: str) -> tuple[str, int]:

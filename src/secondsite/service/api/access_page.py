@@ -44,10 +44,9 @@ class Access:
 def every_access() -> list[Access]:
     """Return all routes, by path and method."""
     found = [
-        Access(method, route.path, _role(route), _summary(route))
+        Access(method, prefix + route.path, _role(route), _summary(route))
         for router in ROUTERS
-        for route in router.routes
-        if isinstance(route, APIRoute)
+        for prefix, route in _routes(router.routes, "")
         for method in sorted(route.methods or ())
     ]
     return sorted(found, key=lambda access: (access.path, access.method))
@@ -60,6 +59,16 @@ def page() -> str:
         for access in every_access()
     ]
     return HEAD + "\n".join(rows) + "\n"
+
+
+def _routes(routes: Any, prefix: str) -> Iterator[tuple[str, APIRoute]]:
+    for route in routes:
+        if isinstance(route, APIRoute):
+            yield prefix, route
+        elif hasattr(route, "original_router"):  # a router within a router
+            yield from _routes(route.original_router.routes, prefix + route.include_context.prefix)
+        else:
+            raise TypeError(f"a route of an unknown kind: {route!r}")
 
 
 def _role(route: APIRoute) -> Role | None:

@@ -364,38 +364,3 @@ class TokenView(BaseModel):
     created: datetime
     expires: datetime | None
     token: str | None = None
-
-
-class AuditFlaw(BaseModel):
-    """A line that is not what was written."""
-
-    line: int
-    what: str
-
-
-class AuditVerdict(BaseModel):
-    """What reading the whole trail found. `head` is worth noting elsewhere, for a later check."""
-
-    ok: bool
-    lines: int
-    first: int
-    head: str
-    flaws: list[AuditFlaw]
-
-
-class AuditView(BaseModel):
-    """Who did what. A job's end is a line of its own (`method` JOB) with the `job_id` of the request that began it."""
-
-    id: int
-    time: datetime
-    actor: str
-    role: str | None
-    method: str
-    path: str
-    status: int | None
-    outcome: str
-    source: str | None
-    item: str | None
-    job_id: str | None
-    detail: str | None
-    hash: str

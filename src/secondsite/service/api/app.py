@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from secondsite import __version__
 from secondsite.service.api import (
     accounts,
+    audit,
     clouds,
     errors,
     guard,
@@ -23,7 +24,7 @@ from secondsite.service.context import Context
 
 PREFIX: Final = "/api/v1"
 ROUTERS: Final = tuple(
-    module.router for module in (vault, accounts, sites, nodes, clouds, items, history, health)
+    module.router for module in (vault, accounts, audit, sites, nodes, clouds, items, history, health)
 )
 """After a change here or in one of them: python -m secondsite.service.api.access_page > docs/reference/access.md"""
 

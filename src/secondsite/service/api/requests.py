@@ -30,7 +30,7 @@ class RegistrationKeyBody(Body):
 
     site: str = Field(description="name or id", examples=["amsterdam"])
     uses_max: int | None = Field(
-        None, description="how many nodes may enrol with it; none: any number", examples=[1]
+        1, description="how many nodes may enrol with it; null: any number", examples=[1]
     )
 
 

@@ -16,13 +16,15 @@ from secondsite.service.store import audit
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.identity_tables import login_failures, sessions
 from secondsite.service.store.jobs import ACTIVE
-from secondsite.service.store.tables import commands, events, items, jobs
+from secondsite.service.store.tables import commands, events, items, jobs, registration_keys
 from secondsite.service.vocabulary import CommandState
 
 COMMANDS_KEPT: Final = timedelta(days=7)
 EVENTS_KEPT: Final = timedelta(days=90)
 EVENTS_MAX: Final = 200_000
 FAILURES_KEPT: Final = timedelta(days=1)
+KEYS_KEPT: Final = timedelta(days=30)
+"""After their end: so long it can be seen that there was one."""
 AT_ONCE: Final = 500
 """Rows of each table per round: the write lock is held for milliseconds."""
 _ENDED: Final = [state.value for state in CommandState if state.ended]
@@ -52,6 +54,7 @@ def prune(tx: Transaction, now: datetime, *, events_max: int = EVENTS_MAX) -> in
                 sa.or_(events.c.job_id.is_(None), events.c.job_id.not_in(active)),
             ),
         ),
+        (registration_keys, registration_keys.c.id, registration_keys.c.expires < now - KEYS_KEPT),
         (sessions, sessions.c.id, sessions.c.expires < now),
         (login_failures, login_failures.c.subject, login_failures.c.last < now - FAILURES_KEPT),
     )
