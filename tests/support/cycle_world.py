@@ -29,8 +29,9 @@ from secondsite.model.policy import Policy
 from secondsite.model.units import KIB
 from secondsite.node.records import ItemRecord, ItemStore, Peer, Role
 from secondsite.node.source import cycle as cycles
-from secondsite.node.source.cycle import Cycle, CycleOutcome
+from secondsite.node.source.cycle import Cycle
 from secondsite.node.source.group import Meeting
+from secondsite.node.source.outcome import CycleOutcome
 from secondsite.node.target.journals import Journals
 from secondsite.node.target.receiver import JournalReceiver
 from secondsite.ship.progress import Progress

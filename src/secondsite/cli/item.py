@@ -189,12 +189,12 @@ def reverse(item: Item, no_wait: NoWait = False, as_json: Json = False) -> None:
 def disable(
     item: Item,
     delete_replica: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--delete-replica",
-            help="Remove the old machine's disks at the other side, too, if there are any.",
+            "--delete-replica/--keep-replica",
+            help="Remove the old machine's disks at the other side, too, if there are any; else as the policy says.",
         ),
-    ] = False,
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Go on without nodes that do not answer.")] = False,
     no_wait: NoWait = False,
     as_json: Json = False,

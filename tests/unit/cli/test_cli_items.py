@@ -85,9 +85,9 @@ def test_there_and_back(protected: Cli) -> None:
     assert [row["state"] for row in protected.json("item", "list", "--disabled")] == ["disabled"]
 
 
-def test_disable_keeps_the_old_disks_unless_told_to_remove_them(protected: Cli) -> None:
+def test_disable_does_with_the_old_disks_what_the_policy_says_unless_told(protected: Cli) -> None:
     job = protected.json("item", "disable", "web-1", "--no-wait")
-    assert protected.transport.requests[-1][2] == {"delete_replica": False, "force": False}
+    assert protected.transport.requests[-1][2] == {"force": False}
     assert job["operation"] == "disable"
 
 
@@ -140,3 +140,84 @@ def test_what_a_role_may_not_do_is_exit_code_5(protected: Cli) -> None:
     said = reader.run("item", "test-failover", "web-1")
     assert said.code == 5
     assert "Operator" in said.err
+
+
+def test_the_worst_day_from_the_command_line(protected: Cli) -> None:
+    world = protected.world
+    world.point(world.item())
+    job = protected.json(
+        "item",
+        "unplanned-failover",
+        "web-1",
+        "--point",
+        "1",
+        "--shutdown-source",
+        "no",
+        "--shutdown-timeout",
+        "9",
+    )
+    assert (job["state"], job["result"]["point"]["sequence"]) == ("Succeeded", 1)
+    sent = [
+        body for _method, path, body in protected.transport.requests if path.endswith("/unplanned-failover")
+    ]
+    assert sent[-1] == {
+        "sequence": 1,
+        "shutdown_source": "no",
+        "shutdown_timeout_s": 9,
+    }
+    assert "unplanned-commit-pending" in protected.ok("item", "list").out
+    said = protected.ok("item", "change-point", "web-1", "--point", "2")
+    assert said.out.startswith("Succeeded: change-point web-1")
+    assert protected.json("item", "cancel", "web-1")["state"] == "Succeeded"
+    assert protected.json("item", "pause", "web-1")["operation"] == "pause"
+    assert protected.json("item", "show", "web-1")["state"] == "paused"
+    assert protected.json("item", "resume", "web-1")["operation"] == "resume"
+    assert protected.json("item", "resync", "web-1")["state"] == "Succeeded"
+    assert protected.json("item", "show", "web-1")["state"] == "protected"
+
+
+def test_the_latest_points_have_names(protected: Cli) -> None:
+    world = protected.world
+    world.point(world.item(), consistency="application")
+    world.point(world.item())
+    protected.ok(
+        "item", "unplanned-failover", "web-1", "--point", "latest-app-consistent", "--shutdown-source", "no"
+    )
+    assert world.args["target.failover"]["sequence"] == 2
+    protected.ok("item", "change-point", "web-1", "--point", "latest")
+    assert world.args["target.failover"]["sequence"] is None
+    said = protected.run("item", "change-point", "web-1", "--point", "yesterday")
+    assert (said.code, "secondsite point list" in said.err) == (2, True)
+
+
+def test_a_failed_job_is_retried_and_one_that_ended_is_not_cancelled(protected: Cli) -> None:
+    protected.world.answers["target.failover"] = failing("no memory")
+    assert protected.run("item", "unplanned-failover", "web-1").code == 1
+    job = protected.json("job", "list", "--state", "Failed")[0]["id"]
+    del protected.world.answers["target.failover"]
+    again = protected.json("job", "retry", job)
+    assert (again["state"], again["parameters"]["retry_of"]) == ("Succeeded", job)
+    said = protected.run("job", "cancel", again["id"])
+    assert said.code == 3
+    assert "nothing to cancel" in said.err
+
+
+def test_a_job_that_has_not_begun_is_cancelled(protected: Cli) -> None:
+    job = protected.json("item", "unplanned-failover", "web-1", "--no-wait")
+    said = protected.ok("job", "cancel", job["id"])
+    assert said.out.startswith("Cancelled: unplanned-failover web-1")
+    assert protected.json("item", "show", "web-1")["state"] == "protected"
+
+
+def test_a_kept_point_is_given_up(protected: Cli) -> None:
+    said = protected.run("point", "drop-diverged", "web-1")
+    assert said.code == 4
+    protected.world.point(protected.world.item(), kind="diverged")
+    assert "Point 2 goes" in protected.ok("point", "drop-diverged", "web-1").out
+
+
+def test_an_initial_replication_is_put_off(cli: Cli) -> None:
+    cli.ok("item", "protect", "web-1", "--start-at", "2026-11-24T01:00Z", "--no-wait")
+    assert cli.transport.requests[-1][2]["start_at"] == "2026-11-24T01:00Z"
+    said = cli.run("item", "protect", "web-1", "--start-at", "2027-01-01T00:00Z")
+    assert (said.code, "7 days" in said.err) == (2, True)

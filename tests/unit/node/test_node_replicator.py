@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from secondsite.errors import ConflictError, TrackingLostError, UnavailableError
 from secondsite.model.manifest import Consistency, PointKind
+from secondsite.node.records import ItemRecord
 from secondsite.node.source.replicator import Adapters, Replicator, Replicators
-from support.cycle_world import ITEM, VDA, World
+from support.cycle_world import ITEM, POLICY, VDA, World
 from support.power import unsynced
 
 
@@ -135,3 +139,19 @@ def test_after_a_restart_replication_goes_on_without_being_asked(world: World) -
 
 def _no_progress(*_words: object, **_figures: object) -> None:
     return None
+
+
+def test_a_policy_that_compresses_otherwise_holds_for_the_next_cycle(world: World) -> None:
+    made: list[bool] = []
+
+    def sender(record: ItemRecord, _cancelled: threading.Event) -> Any:
+        made.append(record.policy.compression)
+        return _Closing(world)
+
+    replicator = Replicator(world.items, ITEM, replace(adapters(world), sender=sender))
+    replicator.run_once(Consistency.CRASH, lambda *_: None)
+    replicator.run_once(Consistency.CRASH, lambda *_: None)
+    world.items.change(ITEM, policy=replace(POLICY, compression=False))
+    replicator.run_once(Consistency.CRASH, lambda *_: None)
+    replicator.stop()
+    assert made == [True, False]

@@ -33,7 +33,7 @@ from secondsite.capture.quiesce import Quiescer
 from secondsite.capture.runs import Runs
 from secondsite.errors import CorruptError, TrackingLostError
 from secondsite.journal import table_label
-from secondsite.model.ids import Digest, DiskKey, Sequence
+from secondsite.model.ids import DiskKey, Sequence
 from secondsite.model.manifest import (
     Consistency,
     DiskPoint,
@@ -47,6 +47,7 @@ from secondsite.node.records import Acked, ItemRecord, ItemStore
 from secondsite.node.source.belief import Belief
 from secondsite.node.source.consistency import Quiet
 from secondsite.node.source.group import Meeting
+from secondsite.node.source.outcome import CycleOutcome
 from secondsite.node.source.sizes import grown
 from secondsite.node.source.suspects import WithSuspects
 from secondsite.node.source.window import require_window
@@ -57,19 +58,6 @@ log = structlog.get_logger(__name__)
 
 INITIAL_BATCH: Final = 256 * MIB
 """Data bytes between two advances of the table while the initial replication runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class CycleOutcome:
-    """What one cycle did. `changed` counts bytes in logs and zero extents, `shipped` bytes on the wire."""
-
-    kind: PointKind
-    sequence: Sequence
-    digest: Digest
-    time: datetime
-    changed: int
-    shipped: int
-    seconds: float
 
 
 @dataclass(slots=True)

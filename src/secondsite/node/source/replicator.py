@@ -26,9 +26,10 @@ from secondsite.model.ids import Epoch, ItemId
 from secondsite.model.manifest import Consistency, PointKind, VmDefinition, parse_time
 from secondsite.node.executor import Progress
 from secondsite.node.records import ItemRecord, ItemStore, Role
-from secondsite.node.source.cycle import Cycle, CycleOutcome
+from secondsite.node.source.cycle import Cycle
 from secondsite.node.source.group import Meeting
 from secondsite.node.source.groups import Groups, is_fit
+from secondsite.node.source.outcome import CycleOutcome
 from secondsite.node.source.window import ResyncRequiredError, phase_of
 from secondsite.ship.backoff import EAGER_STEPS_S, CycleBackoff
 from secondsite.ship.sender import Sender
@@ -69,6 +70,7 @@ class Replicator:
         self._adapters = adapters
         self._cycle = Cycle(self, items.get(item))
         self._sender: Sender | None = None
+        self._compression = True
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -103,9 +105,12 @@ class Replicator:
         return self._adapters.definition(record)
 
     def sender(self, record: ItemRecord) -> Sender:
-        """Return the kept sender; a failed cycle drops it."""
+        """Return the kept sender; a failed cycle drops it, and so does a policy that compresses otherwise."""
+        if self._compression != record.policy.compression:
+            self._drop_sender()
         if self._sender is None:
             self._sender = self._adapters.sender(record, self._stop)
+            self._compression = record.policy.compression
         return self._sender
 
     def progress(self, done: int, total: int | None) -> None:
@@ -187,7 +192,7 @@ class Replicator:
                 "rate": round(view.rate),
                 "eta_s": self._eta(view.rate),
             }
-        cycles = [_describe(outcome) for outcome in list(self.outcomes)[-CYCLES_REPORTED:]]
+        cycles = [outcome.describe() for outcome in list(self.outcomes)[-CYCLES_REPORTED:]]
         return {
             "phase": phase,
             "progress": progress,
@@ -301,16 +306,6 @@ class Replicator:
         if not rate or self._total is None:
             return None
         return round(max(0, self._total - self._done) / rate, 1)
-
-
-def _describe(outcome: CycleOutcome) -> dict[str, Any]:
-    return {
-        "kind": outcome.kind.value,
-        "sequence": outcome.sequence,
-        "seconds": round(outcome.seconds, 3),
-        "bytes_changed": outcome.changed,
-        "bytes_shipped": outcome.shipped,
-    }
 
 
 class Replicators:

@@ -167,9 +167,10 @@ class PlannedFailoverBody(Body):
 class DisableBody(Body):
     """Options of disable."""
 
-    delete_replica: bool = Field(
-        default=False,
-        description="also delete disks of the side that does not run (an old machine's, or a base made of them)",
+    delete_replica: bool | None = Field(
+        default=None,
+        description="also delete disks of the side that does not run (an old machine's, or a base made of them); "
+        "none: as the policy's delete_replica_on_disable says",
     )
     force: bool = Field(default=False, description="go on without nodes that do not answer")
 

@@ -11,7 +11,7 @@ from secondsite.model.ids import JobId
 from secondsite.model.item import ItemState, Operation, begin
 from secondsite.model.manifest import PointKind
 from secondsite.service.context import Actor, Context
-from secondsite.service.store import events, items, jobs, points
+from secondsite.service.store import clouds, events, items, jobs, points
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Job, Point
 from secondsite.service.usecases import standing
@@ -52,7 +52,7 @@ class Options:
     shutdown_timeout_s: of a planned or unplanned failover; None for the policy's.
     start: of cancel: start the machine at the source also if it did not run there before.
     delete_replica: of disable: also delete disks of the side that does not run (an old machine's, or a base made
-        of them). The journal goes in any case.
+        of them); None for what the policy says. The journal goes in any case.
     force: of disable: go on without nodes that do not answer.
     """
 
@@ -62,7 +62,7 @@ class Options:
     shutdown_source: ShutdownSource = ShutdownSource.TRY
     shutdown_timeout_s: int | None = None
     start: bool = False
-    delete_replica: bool = False
+    delete_replica: bool | None = None
     force: bool = False
 
 
@@ -238,7 +238,7 @@ def _parameters(tx: Transaction, item: Item, operation: Operation, options: Opti
     if operation is Operation.CANCEL:
         return {"start": options.start}
     if operation is Operation.DISABLE:
-        return {"delete_replica": options.delete_replica, "force": options.force}
+        return {"delete_replica": _delete_replica(tx, item, options), "force": options.force}
     return {}
 
 
@@ -251,6 +251,13 @@ def app_consistent_point(tx: Transaction, item_id: str, name: str) -> Point:
             hint="choose another one (secondsite point list); the policy says how often one is made",
         )
     return found
+
+
+def _delete_replica(tx: Transaction, item: Item, options: Options) -> bool:
+    if options.delete_replica is not None:
+        return options.delete_replica
+    mapping = clouds.mapping(tx, item.cloud_mapping_id)
+    return clouds.policy(tx, mapping.policy_id).policy.delete_replica_on_disable
 
 
 def _shutdown_timeout(options: Options) -> int | None:

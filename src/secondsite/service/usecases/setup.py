@@ -26,10 +26,17 @@ from secondsite.service.store.records import (
 from secondsite.ship.throttle import zone_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._@-]{0,62}")
-REPLICATING = frozenset(
-    {ItemState.ENABLING, ItemState.INITIAL_REPLICATING, ItemState.PROTECTED, ItemState.REVERSING}
+NOT_TOLD = frozenset(
+    {
+        ItemState.ENABLE_FAILED,
+        ItemState.COMMITTING,
+        ItemState.COMMITTED,
+        ItemState.DISABLING,
+        ItemState.DISABLE_FAILED,
+        ItemState.DISABLED,
+    }
 )
-"""States in which both sides of an item apply a policy."""
+"""States in which no side will apply a policy that it was told before: nothing replicates, or reverse tells it anew."""
 
 
 def checked_name(name: str) -> str:
@@ -137,7 +144,7 @@ def change_policy(ctx: Context, id_or_name: str, changes: Mapping[str, Any]) -> 
         revision = record.revision + 1
         clouds.change_policy(tx, record.id, settings, revision)
         for item in items.listed(tx, policy=record.id):
-            if item.state in REPLICATING:
+            if item.state not in NOT_TOLD:
                 _push_policy(tx, ctx, item, settings, f"policy:{record.id}:{revision}:{item.id}")
         return clouds.policy(tx, record.id)
 
