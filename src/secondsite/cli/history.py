@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from secondsite.cli.client import connect
-from secondsite.cli.following import describe, finish
-from secondsite.cli.output import Json, human_bytes, out, print_json, print_rows, reporting
+from secondsite.cli.following import NoWait, describe, finish, follow
+from secondsite.cli.output import EXIT_FAILED, Json, human_bytes, out, print_json, print_rows, reporting
 
 points = typer.Typer(no_args_is_help=True)
 jobs = typer.Typer(no_args_is_help=True)
@@ -39,6 +39,19 @@ def list_points(
             ],
             empty="The item has no recovery point yet.",
         )
+
+
+@points.command("drop-diverged", epilog="Example: secondsite point drop-diverged web-1")
+def drop_diverged(
+    item: Annotated[str, typer.Argument(help="The item's name or id.")], as_json: Json = False
+) -> None:
+    """Give up the point that a reversal kept of the old side's disks. What only it holds is gone then."""
+    with reporting(as_json=as_json):
+        row = connect().delete(f"/items/{item}/points/diverged")
+        if as_json:
+            print_json(row)
+        else:
+            out.print(f"Point {row['sequence']} goes as soon as its node has given it up.")
 
 
 @jobs.command("list", epilog="Example: secondsite job list --item web-1")
@@ -78,6 +91,8 @@ def show_job(job: Annotated[str, typer.Argument(help="The job's id.")], as_json:
             print_json(row)
             return
         describe(row)
+        if row["waits_for"]:
+            out.print(f"waits for {row['waits_for']}", markup=False)
         out.print()
         print_rows(
             row["tasks"],
@@ -115,6 +130,36 @@ def resume_job(
             print_json(row)
         else:
             describe(row)
+
+
+@jobs.command("cancel", epilog="Example: secondsite job cancel 0b9c3a52-6f0e-4f43-9c0c-5a1b2c3d4e5f")
+def cancel_job(
+    job: Annotated[str, typer.Argument(help="The job's id.")], no_wait: NoWait = False, as_json: Json = False
+) -> None:
+    """Have a job take back what it did and end; refused once it is past its point of no return."""
+    with reporting(as_json=as_json):
+        api = connect()
+        row = api.post(f"/jobs/{job}/cancel", {})
+        if not no_wait:
+            row = follow(api, str(row["id"]))
+        if as_json:
+            print_json(row)
+        else:
+            describe(row)
+        if row["state"] in {"Succeeded", "Failed"}:
+            raise typer.Exit(EXIT_FAILED)  # it was too late
+
+
+@jobs.command("retry", epilog="Example: secondsite job retry 0b9c3a52-6f0e-4f43-9c0c-5a1b2c3d4e5f")
+def retry_job(
+    job: Annotated[str, typer.Argument(help="The id of a job that failed or was cancelled.")],
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Begin the operation of a failed job again with the same parameters, as a new job."""
+    with reporting(as_json=as_json):
+        api = connect()
+        finish(api, api.post(f"/jobs/{job}/retry", {}), as_json=as_json, no_wait=no_wait)
 
 
 @events.command("list", epilog="Example: secondsite event list --item web-1 --limit 20")

@@ -7,13 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from secondsite.cli.client import connect
+from secondsite.cli.failover import add_to
 from secondsite.cli.following import NoWait, finish
+from secondsite.cli.operating import Item as Item
+from secondsite.cli.operating import operate
 from secondsite.cli.output import Json, human_bytes, out, print_fields, print_json, print_rows, reporting
 from secondsite.errors import InvalidInputError
 
 app = typer.Typer(no_args_is_help=True)
 
-Item = Annotated[str, typer.Argument(help="The item's name or id.")]
+add_to(app)
 
 
 @app.command(epilog="Example: secondsite item protectable --cloud primary-cloud")
@@ -50,13 +53,25 @@ def protect(
     exclude_disk: Annotated[
         list[str] | None, typer.Option(help="A disk to leave out, such as vdb. May be repeated.")
     ] = None,
+    start_at: Annotated[
+        str | None,
+        typer.Option(
+            help="When the initial replication begins, such as 2026-11-24T01:00Z; at most 7 days ahead."
+        ),
+    ] = None,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
     """Protect a machine: initial replication to the mapped cloud, then a cycle every copy frequency."""
     with reporting(as_json=as_json):
         api = connect()
-        body: dict[str, Any] = {"vm": vm, "cloud": cloud, "name": name, "exclude_disks": exclude_disk or []}
+        body: dict[str, Any] = {
+            "vm": vm,
+            "cloud": cloud,
+            "name": name,
+            "exclude_disks": exclude_disk or [],
+            "start_at": start_at,
+        }
         job = api.post("/items", {key: value for key, value in body.items() if value is not None})
         finish(api, job, as_json=as_json, no_wait=no_wait)
 
@@ -118,6 +133,7 @@ def show(item: Item, as_json: Json = False) -> None:
                 f"{human_bytes(last['bytes_shipped'])} on the wire",
                 "health": row["health"]["level"],
                 "because": [reason["message"] for reason in row["health"]["reasons"]],
+                "told again": [f"{order['node']}: {order['kind']}" for order in row["standing"]],
                 "error": (row["error"] or {}).get("message"),
             }
         )
@@ -145,13 +161,13 @@ def test_failover(
     as_json: Json = False,
 ) -> None:
     """Start "<name>-test" from a recovery point at the other site; replication goes on."""
-    _operate(item, "test-failover", {"sequence": point, "network": network}, no_wait, as_json)
+    operate(item, "test-failover", {"sequence": point, "network": network}, no_wait, as_json)
 
 
 @app.command("cleanup-test", epilog="Example: secondsite item cleanup-test web-1")
 def cleanup_test(item: Item, no_wait: NoWait = False, as_json: Json = False) -> None:
     """Remove what a test failover made."""
-    _operate(item, "cleanup-test", {}, no_wait, as_json)
+    operate(item, "cleanup-test", {}, no_wait, as_json)
 
 
 @app.command(epilog="Example: secondsite item failover web-1 --planned")
@@ -169,20 +185,23 @@ def failover(
     """Fail over to the other site. On a reversed item this is the failback."""
     with reporting(as_json=as_json):
         if not planned:
-            raise InvalidInputError("say which failover you mean", hint="add --planned")
-    _operate(item, "planned-failover", {"shutdown_timeout_s": shutdown_timeout}, no_wait, as_json)
+            raise InvalidInputError(
+                "say which failover you mean",
+                hint="add --planned; if the machine's own site is gone: secondsite item unplanned-failover",
+            )
+    operate(item, "planned-failover", {"shutdown_timeout_s": shutdown_timeout}, no_wait, as_json)
 
 
 @app.command(epilog="Example: secondsite item commit web-1")
 def commit(item: Item, no_wait: NoWait = False, as_json: Json = False) -> None:
     """Commit a failover: the running state stays, all recovery points go."""
-    _operate(item, "commit", {}, no_wait, as_json)
+    operate(item, "commit", {}, no_wait, as_json)
 
 
 @app.command(epilog="Example: secondsite item reverse web-1")
 def reverse(item: Item, no_wait: NoWait = False, as_json: Json = False) -> None:
     """Replicate in the other direction; only what changed since the failover is shipped."""
-    _operate(item, "reverse", {}, no_wait, as_json)
+    operate(item, "reverse", {}, no_wait, as_json)
 
 
 @app.command(epilog="Example: secondsite item disable web-1 --delete-replica")
@@ -200,15 +219,7 @@ def disable(
     as_json: Json = False,
 ) -> None:
     """Stop protecting; the machine that runs is not touched."""
-    _operate(item, "disable", {"delete_replica": delete_replica, "force": force}, no_wait, as_json)
-
-
-def _operate(item: str, operation: str, body: dict[str, Any], no_wait: bool, as_json: bool) -> None:
-    with reporting(as_json=as_json):
-        api = connect()
-        given = {key: value for key, value in body.items() if value is not None}
-        job = api.post(f"/items/{item}/{operation}", given)
-        finish(api, job, as_json=as_json, no_wait=no_wait)
+    operate(item, "disable", {"delete_replica": delete_replica, "force": force}, no_wait, as_json)
 
 
 def _source(row: Any) -> str:

@@ -22,7 +22,7 @@ from secondsite.model.ids import NodeId
 from secondsite.service.context import Context
 from secondsite.service.store import commands, nodes
 from secondsite.service.store.records import Command
-from secondsite.service.usecases import enrolment, reports
+from secondsite.service.usecases import confirming, enrolment, reports
 from secondsite.ship.http import Request, Router, add_ca_route
 
 POLL_MAX_S: Final = 20.0
@@ -48,6 +48,7 @@ class NodesFace:
         router.add("POST", "/node/v1/progress", self._progress, body_max=1 << 20)
         router.add("POST", "/node/v1/result", self._result)
         router.add("POST", "/node/v1/report", self._report)
+        router.add("GET", "/node/v1/standing", self._standing)
         return router
 
     def close(self) -> None:
@@ -140,6 +141,11 @@ class NodesFace:
     def _report(self, request: Request) -> Mapping[str, Any]:
         reports.take_report(self._ctx, self._caller(request), request.json())
         return {}
+
+    def _standing(self, request: Request) -> Mapping[str, Any]:
+        node = self._caller(request)
+        reports.sign_of_life(self._ctx, node)
+        return confirming.standing_of(self._ctx, node)
 
     def _caller(self, request: Request) -> NodeId:
         node = request.known_peer

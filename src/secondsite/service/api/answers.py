@@ -228,6 +228,14 @@ class HealthErrorView(BaseModel):
 class ItemView(BaseModel):
     """A protected item."""
 
+class StandingView(BaseModel):
+    """An order that is given again until its node has done it."""
+
+    kind: str = Field(examples=["source.demote"])
+    node: str
+    attempts: int
+
+
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -272,6 +280,7 @@ class ItemView(BaseModel):
     active_job: dict[str, Any] | None
     last_test_time: datetime | None
     last_failover_time: datetime | None
+    standing: list[StandingView]
     created: datetime
     deleted: datetime | None
     allowed_operations: dict[str, AllowedView]
@@ -336,6 +345,9 @@ class JobView(BaseModel):
 
 
 class JobDetailView(JobView):
+    waits_for: str | None = Field(
+        description="what an unfinished job waits for: a person, or a node's answer"
+    )
     """A job with its tasks."""
 
     tasks: list[TaskView]

@@ -11,6 +11,7 @@ from secondsite.service.api.guard import Ctx, Operator, Reader
 from secondsite.service.api.requests import ResumeBody
 from secondsite.service.store import events, items
 from secondsite.service.store import nodes as node_store
+from secondsite.service.usecases import jobs as job_control
 from secondsite.service.usecases import operations, views
 from secondsite.service.vocabulary import JobState, Severity
 
@@ -41,6 +42,18 @@ def show_job(ctx: Ctx, _: Reader, job: str) -> Any:
 def resume_job(ctx: Ctx, actor: Operator, job: str, body: ResumeBody) -> Any:
     """Confirm what a suspended job asks, so that it goes on without the answer that it waits for."""
     return views.job_view(ctx, operations.resume_job(ctx, actor, job, body.confirm).id)
+
+
+@router.post("/jobs/{job}/cancel", response_model=JobDetailView, tags=["jobs"])
+def cancel_job(ctx: Ctx, actor: Operator, job: str) -> Any:
+    """Have a job take back what it did and end; refused, with what to do instead, once it is past its point of no return."""
+    return views.job_view(ctx, job_control.cancel_job(ctx, actor, job).id)
+
+
+@router.post("/jobs/{job}/retry", response_model=JobDetailView, status_code=202, tags=["jobs"])
+def retry_job(ctx: Ctx, actor: Operator, job: str) -> Any:
+    """Begin the operation of a failed job again with the same parameters; the answer is the new job."""
+    return views.job_view(ctx, job_control.retry_job(ctx, actor, job).id)
 
 
 @router.get("/events", response_model=list[EventView], tags=["events"])

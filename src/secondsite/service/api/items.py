@@ -10,7 +10,15 @@ from fastapi import APIRouter, Query
 from secondsite.model.item import Operation
 from secondsite.service.api.answers import ItemView, JobView, PointView, ProtectableView
 from secondsite.service.api.guard import Contributor, Ctx, Operator, Reader
-from secondsite.service.api.requests import DisableBody, PlannedFailoverBody, ProtectBody, TestFailoverBody
+from secondsite.service.api.requests import (
+    CancelBody,
+    ChangePointBody,
+    DisableBody,
+    PlannedFailoverBody,
+    ProtectBody,
+    TestFailoverBody,
+    UnplannedFailoverBody,
+)
 from secondsite.service.context import Actor, Context
 from secondsite.service.usecases import operations, protect, views
 
@@ -41,7 +49,13 @@ def list_protectable(ctx: Ctx, _: Reader, cloud: Annotated[str | None, Query()] 
 def protect_machine(ctx: Ctx, actor: Contributor, body: ProtectBody) -> Any:
     """Begin to protect a machine; the answer is the job."""
     job = protect.protect(
-        ctx, actor, body.vm, cloud=body.cloud, name=body.name, exclude_disks=body.exclude_disks
+        ctx,
+        actor,
+        body.vm,
+        cloud=body.cloud,
+        name=body.name,
+        exclude_disks=body.exclude_disks,
+        start_at=body.start_at,
     )
     return views.job_view(ctx, job.id)
 
@@ -62,6 +76,12 @@ def show_item(ctx: Ctx, _: Reader, item: str) -> Any:
 def list_points(ctx: Ctx, _: Reader, item: str, limit: Annotated[int, Query(ge=1, le=10000)] = 1000) -> Any:
     """Its recovery points, newest first."""
     return views.point_views(ctx, item, limit)
+
+
+@router.delete("/items/{item}/points/diverged", response_model=PointView, status_code=202)
+def drop_diverged(ctx: Ctx, actor: Operator, item: str) -> Any:
+    """Give up what a reversal kept of the old side's disks; the answer is that point. It goes when the node has done it."""
+    return views.point_view(operations.drop_diverged(ctx, actor, item))
 
 
 @router.post("/items/{item}/test-failover", response_model=JobView, status_code=202)
@@ -94,6 +114,64 @@ def planned_failover(ctx: Ctx, actor: Operator, item: str, body: PlannedFailover
         Operation.PLANNED_FAILOVER,
         operations.Options(shutdown_timeout_s=chosen.shutdown_timeout_s),
     )
+
+
+@router.post("/items/{item}/unplanned-failover", response_model=JobView, status_code=202)
+def unplanned_failover(
+    ctx: Ctx, actor: Operator, item: str, body: UnplannedFailoverBody | None = None
+) -> Any:
+    """Start the machine on the other side from the last point or an older one; nothing is needed of its own site."""
+    chosen = body or UnplannedFailoverBody()
+    return _start(
+        ctx,
+        actor,
+        item,
+        Operation.UNPLANNED_FAILOVER,
+        operations.Options(
+            sequence=chosen.sequence,
+            point=chosen.point,
+            shutdown_source=chosen.shutdown_source,
+            shutdown_timeout_s=chosen.shutdown_timeout_s,
+        ),
+    )
+
+
+@router.post("/items/{item}/change-point", response_model=JobView, status_code=202)
+def change_point(ctx: Ctx, actor: Operator, item: str, body: ChangePointBody | None = None) -> Any:
+    """Discard what runs after an unplanned failover and start another point; as often as wanted before commit."""
+    chosen = body or ChangePointBody()
+    return _start(
+        ctx,
+        actor,
+        item,
+        Operation.CHANGE_POINT,
+        operations.Options(sequence=chosen.sequence, point=chosen.point),
+    )
+
+
+@router.post("/items/{item}/cancel", response_model=JobView, status_code=202)
+def cancel(ctx: Ctx, actor: Operator, item: str, body: CancelBody | None = None) -> Any:
+    """Give a failover up before commit: what ran there is discarded, the machine goes on at its old place."""
+    chosen = body or CancelBody()
+    return _start(ctx, actor, item, Operation.CANCEL, operations.Options(start=chosen.start))
+
+
+@router.post("/items/{item}/pause", response_model=JobView, status_code=202)
+def pause(ctx: Ctx, actor: Operator, item: str) -> Any:
+    """Make no recovery points until resume; changes are tracked on."""
+    return _start(ctx, actor, item, Operation.PAUSE)
+
+
+@router.post("/items/{item}/resume", response_model=JobView, status_code=202)
+def resume(ctx: Ctx, actor: Operator, item: str) -> Any:
+    """Go on after a pause, with what changed meanwhile."""
+    return _start(ctx, actor, item, Operation.RESUME)
+
+
+@router.post("/items/{item}/resync", response_model=JobView, status_code=202)
+def resync(ctx: Ctx, actor: Operator, item: str) -> Any:
+    """Compare whole disks in the next cycle and ship what differs; older points stay valid."""
+    return _start(ctx, actor, item, Operation.RESYNC)
 
 
 @router.post("/items/{item}/commit", response_model=JobView, status_code=202)

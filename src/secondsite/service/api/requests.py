@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from secondsite.service.usecases.operations import TestNetwork
+from secondsite.service.usecases.operations import PointChoice, ShutdownSource, TestNetwork
 from secondsite.service.vocabulary import Role
 
 Name = Annotated[str, Field(min_length=1, max_length=63)]
@@ -145,6 +145,11 @@ class ProtectBody(Body):
         default=None, description="the item's name; default: the machine's", examples=["web-1"]
     )
     exclude_disks: list[str] = Field(default_factory=list, examples=[["vdb"]])
+    start_at: AwareDatetime | None = Field(
+        default=None,
+        description="when the initial replication begins, at most 7 days ahead; none: at once",
+        examples=["2026-11-24T01:00:00Z"],
+    )
 
 
 class TestFailoverBody(Body):
@@ -161,6 +166,43 @@ class PlannedFailoverBody(Body):
 
     shutdown_timeout_s: int | None = Field(
         default=None, ge=1, le=3600, description="none: the policy's", examples=[120]
+    )
+
+
+class UnplannedFailoverBody(Body):
+    """Options of an unplanned failover."""
+
+    sequence: int | None = Field(
+        default=None, ge=1, description="the point; none: as `point` says", examples=[42]
+    )
+    point: PointChoice = Field(
+        default=PointChoice.LATEST, description="which one, if no sequence is given", examples=["latest"]
+    )
+    shutdown_source: ShutdownSource = Field(
+        default=ShutdownSource.TRY,
+        description="try: shut the machine down and ship its last changes, if its site still answers; "
+        "no: its power is cut, if its site still answers",
+        examples=["try"],
+    )
+    shutdown_timeout_s: int | None = Field(
+        default=None, ge=1, le=3600, description="none: the policy's", examples=[120]
+    )
+
+
+class ChangePointBody(Body):
+    """Which point runs instead."""
+
+    sequence: int | None = Field(
+        default=None, ge=1, description="the point; none: as `point` says", examples=[41]
+    )
+    point: PointChoice = Field(default=PointChoice.LATEST, examples=["latest-app-consistent"])
+
+
+class CancelBody(Body):
+    """Options of a cancelled failover."""
+
+    start: bool = Field(
+        default=False, description="start the machine at its old place also if it did not run there before"
     )
 
 

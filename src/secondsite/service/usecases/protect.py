@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from secondsite.errors import (
     ConflictError,
@@ -19,12 +20,17 @@ from secondsite.errors import (
 )
 from secondsite.model.ids import ItemId, JobId, NodeId, parse_disk_key
 from secondsite.model.item import Direction, ItemState, TestState
+from secondsite.model.manifest import format_time
 from secondsite.service.context import Actor, Context
 from secondsite.service.store import clouds, events, items, jobs, nodes
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Cloud, CloudMapping, Item, Job, Node
 from secondsite.service.usecases.setup import checked_name
 from secondsite.service.vocabulary import ENABLE, JobState, Side
+
+START_AHEAD_MAX: Final = timedelta(days=7)
+START_GRACE: Final = timedelta(minutes=1)
+"""So old a time still means at once: it was typed a moment ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +77,11 @@ def protect(
     cloud: str | None = None,
     name: str | None = None,
     exclude_disks: Sequence[str] = (),
+    start_at: datetime | None = None,
 ) -> Job:
     """Begin to protect a machine, given by UUID or by name; returns the job.
+
+    `start_at`: when the initial replication begins, at most a week ahead; None for at once.
 
     Raises:
         NotFoundError: no such machine is reported, or it is protected already.
@@ -80,6 +89,7 @@ def protect(
         OperationRefusedError: the machine or the set-up is not ready; the hint says what to do.
     """
     now = ctx.clock()
+    parameters = {} if start_at is None else {"start_at": _start_time(start_at, now)}
     with ctx.store.transaction() as tx:
         machine = _chosen(tx, vm, cloud)
         mapping = machine.mapping
@@ -144,7 +154,7 @@ def protect(
             state=JobState.NOT_STARTED,
             progress=0.0,
             requested_by=actor.name,
-            parameters={},
+            parameters=parameters,
             created=now,
             started=None,
             ended=None,
@@ -154,6 +164,16 @@ def protect(
         jobs.add(tx, job)
     ctx.start_job(job_id)
     return job
+
+
+def _start_time(start_at: datetime, now: datetime) -> str:
+    if not now - START_GRACE <= start_at <= now + START_AHEAD_MAX:
+        raise InvalidInputError(
+            "start_at is out of range",
+            hint="choose a time within the next 7 days, or leave it out to begin at once",
+            field="start_at",
+        )
+    return format_time(start_at)
 
 
 def _covered(machine: Protectable, exclude: Sequence[str]) -> dict[str, Any]:

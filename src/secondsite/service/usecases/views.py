@@ -13,13 +13,20 @@ from typing import Any, Final
 from secondsite.model.ids import NodeId
 from secondsite.model.item import ItemState, allowed_operations
 from secondsite.service.context import Context
-from secondsite.service.store import clouds, items, jobs, nodes, points, vaults
+from secondsite.service.store import clouds, commands, items, jobs, nodes, points, vaults
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Job, Node, Point, Task
 from secondsite.service.usecases.health import ItemHealth
-from secondsite.service.vocabulary import JobState
+from secondsite.service.vocabulary import CommandState, JobState
 
-MEASURED: Final = frozenset({ItemState.PROTECTED, ItemState.FAILING_OVER})
+MEASURED: Final = frozenset(
+    {
+        ItemState.PROTECTED,
+        ItemState.PAUSED,
+        ItemState.FAILING_OVER,
+        ItemState.FAILING_OVER_UNPLANNED,
+    }
+)
 """States in which the age of the newest point is what a disaster now would cost."""
 REPORT_FRESH_S: Final = 30.0
 """A report that is older says what was, not what is."""
@@ -51,7 +58,7 @@ def job_view(ctx: Context, job_id: str) -> dict[str, Any]:
     """Return one job with its tasks."""
     with ctx.store.reading() as tx:
         job = jobs.get(tx, job_id)
-        return _job(job, ctx.clock()) | {"tasks": [_task(task) for task in jobs.list_tasks(tx, job.id)]}
+        return _job(tx, job, ctx.clock()) | {"tasks": [_task(task) for task in jobs.list_tasks(tx, job.id)]}
 
 
 def job_views(
@@ -61,7 +68,7 @@ def job_views(
     with ctx.store.reading() as tx:
         item_id = None if item is None else items.get(tx, item).id
         found = jobs.listed(tx, item_id=item_id, state=state, operation=operation, limit=limit)
-        return [_job(job, ctx.clock()) for job in found]
+        return [_job(tx, job, ctx.clock()) for job in found]
 
 
 def node_views(ctx: Context, *, revoked: bool = False) -> list[dict[str, Any]]:
@@ -170,6 +177,14 @@ def _item(tx: Transaction, item: Item, now: datetime, names: _Names, healths: It
         "test": item.test,
         "failover": item.failover,
         "error": item.error,
+        "standing": [
+            {
+                "kind": order["kind"],
+                "node": names.nodes[order["node"]].name,
+                "attempts": order["attempt"] + (order["command"] is not None),
+            }
+            for order in item.standing or []
+        ],
         "active_job": None if running is None else {"id": running.id, "operation": running.operation},
         "last_test_time": item.last_test_time,
         "last_failover_time": item.last_failover_time,
@@ -201,6 +216,11 @@ def _report(report: dict[str, Any] | None, time: datetime | None, now: datetime)
     }
 
 
+def point_view(point: Point) -> dict[str, Any]:
+    """Return one point."""
+    return _point(point)
+
+
 def _point(point: Point) -> dict[str, Any]:
     return {
         "sequence": point.sequence,
@@ -213,7 +233,22 @@ def _point(point: Point) -> dict[str, Any]:
     }
 
 
-def _job(job: Job, now: datetime) -> dict[str, Any]:
+def _waits_for(tx: Transaction, job: Job) -> str | None:
+    """Return what an unfinished job waits for: a person, or a node's answer."""
+    if job.state.ended:
+        return None
+    asked = (job.result or {}).get("waits_for")
+    if asked is not None:
+        return str(asked)
+    waiting = [
+        f"{nodes.get(tx, command.node_id).name} to "
+        f"{'fetch' if command.state is CommandState.PENDING else 'answer'} {command.kind}"
+        for command in commands.open_of_job(tx, job.id)
+    ]
+    return "; ".join(waiting) or None
+
+
+def _job(tx: Transaction, job: Job, now: datetime) -> dict[str, Any]:
     end = job.ended or now
     return {
         "id": job.id,
@@ -230,6 +265,7 @@ def _job(job: Job, now: datetime) -> dict[str, Any]:
         "seconds": None if job.started is None else (end - job.started).total_seconds(),
         "error": job.error,
         "result": job.result,
+        "waits_for": _waits_for(tx, job),
     }
 
 
