@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 
-from secondsite.errors import ConflictError, StaleEpochError, TrackingLostError, UnavailableError
+from secondsite.errors import (
+    ConflictError,
+    OperationRefusedError,
+    StaleEpochError,
+    TrackingLostError,
+    UnavailableError,
+)
 from secondsite.fabric.fake import FakeImage
 from secondsite.fabric.port import PowerState
 from secondsite.model.ids import Digest, DiskKey, Epoch, Sequence
@@ -473,6 +479,20 @@ def test_what_was_kept_is_given_up_only_by_order(old_side: OldSide) -> None:
     for _ in range(2):
         side.done("target.drop_diverged", 2)
         assert journal.pins() == []
+
+
+def test_a_commit_of_the_way_back_does_not_remove_what_was_kept(old_side: OldSide) -> None:
+    """With the journal went the old disks, and with them what nobody else had."""
+    side = old_side.side
+    _write(old_side.images[VDA])
+    kept = old_side.adopt(side.done)
+    replica = Replica("", "web", kept["sequence"], kept["digest"], started=True, standalone=True)
+    side.items.change(ITEM, role=Role.ACTIVE, failover=replica)
+    assert side.refused("target.commit", 2) == OperationRefusedError.code
+    assert side.journals.exists(ITEM)
+    side.done("target.drop_diverged", 2)
+    side.done("target.commit", 2)
+    assert not side.journals.exists(ITEM)
 
 
 def test_an_item_whose_old_disks_were_kept_can_be_disabled(old_side: OldSide) -> None:

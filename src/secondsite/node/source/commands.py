@@ -133,6 +133,8 @@ class SourceCommands:
             failover=None,
             ran=False,
             diverged=False,
+            held=None,
+            paused=False,
         )
 
     def policy(self, command: Command, progress: Progress) -> Mapping[str, Any]:

@@ -27,7 +27,7 @@ import structlog
 from secondsite import durable
 from secondsite.blocks import DigestTable, block_digests
 from secondsite.capture.bitmaps import QCOW2
-from secondsite.errors import ConflictError, NotFoundError
+from secondsite.errors import ConflictError, NotFoundError, OperationRefusedError
 from secondsite.fabric.port import LIBVIRT_FORMAT, Fabric, VmInfo
 from secondsite.journal import Journal
 from secondsite.journal.base import Base, BaseSpec, OpenBase
@@ -94,6 +94,19 @@ class Adoption:
         """Let retention give up the diverged point. Idempotent."""
         if self.journals.exists(item):
             self.journals.get(item).unpin(DIVERGED_PIN)
+
+    def require_dropped(self, record: ItemRecord) -> None:
+        """Raise OperationRefusedError if the journal still keeps a diverged point, which nobody else has."""
+        if not self.journals.exists(record.item):
+            return
+        for pin in self.journals.get(record.item).pins():
+            if pin.owner == DIVERGED_PIN:
+                raise OperationRefusedError(
+                    f"point {pin.sequence} of {record.name} keeps what only its old side had written, and would be removed",
+                    hint=f"look at it, then give it up: secondsite point drop-diverged {record.name}",
+                    item=record.item,
+                    sequence=pin.sequence,
+                )
 
     # -- looking -----------------------------------------------------------------------------------------
 

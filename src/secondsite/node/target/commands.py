@@ -159,6 +159,7 @@ class TargetCommands:
             raise OperationRefusedError(
                 f"a test failover of {record.name} reads the journal", hint="clean it up first: cleanup-test"
             )
+        self.adoption.require_dropped(record)
         self.settler.wait(
             item, lambda done, total: progress(None, "copying", bytes_done=done, bytes_total=total)
         )
@@ -174,6 +175,7 @@ class TargetCommands:
         """
         item = _item(command)
         if item in self.items.damaged:
+            self.adoption.drop(item)
             self.journals.delete(item, remove_images=False)
             self.items.forget_damaged(item)
         record = self.items.find(item)
