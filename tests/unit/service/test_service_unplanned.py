@@ -366,6 +366,22 @@ def test_a_planned_failover_is_cancelled_while_the_guest_shuts_down(world: World
     assert world.item().state is ItemState.PROTECTED
 
 
+def test_a_reversal_is_cancelled_while_it_waits_for_its_first_point_and_retried(world: World) -> None:
+    committed(world)
+    world.answers["source.start"] = lambda _command: {}
+    job = world.begin(Operation.REVERSE)
+    running = in_background(world, job)
+    until(lambda: "source.start" in world.kinds, "replication to start")
+    jobs.cancel_job(world.ctx, ME, job.id)
+    running.join(20)
+    assert world.job(job.id).state is JobState.CANCELLED
+    assert world.item().state is ItemState.COMMITTED
+    del world.answers["source.start"]
+    again = jobs.retry_job(world.ctx, ME, job.id)
+    assert world.run(again.id).state is JobState.SUCCEEDED
+    assert world.item().state is ItemState.PROTECTED
+
+
 @pytest.mark.parametrize("operation", [Operation.DISABLE, Operation.PAUSE, Operation.TEST_FAILOVER])
 def test_what_cannot_be_cancelled_says_what_to_do_instead(world: World, operation: Operation) -> None:
     three_points(world)

@@ -15,6 +15,7 @@ from secondsite.service.store.records import Item, Json
 from secondsite.service.vocabulary import JobState
 from secondsite.service.workflows.ends import JobCancelledError
 from secondsite.service.workflows.facts import read_facts
+from secondsite.service.workflows.halting import raise_if_cancelled
 from secondsite.service.workflows.run import Run
 
 CREATE, START, INITIAL = range(3)
@@ -91,6 +92,7 @@ def wait_for_point(run: Run, ordinal: int, *, after: int, epoch: int | None = No
 
     Raises:
         JobCancelledError: the job was ended meanwhile.
+        CancelRequestedError: somebody asks it to end.
         RemoteError: replication stopped with an error that no retry can mend.
     """
     shown: Json | None = None
@@ -101,6 +103,7 @@ def wait_for_point(run: Run, ordinal: int, *, after: int, epoch: int | None = No
             job = jobs.get(tx, run.job_id)
             if job.state is JobState.CANCELLED:
                 raise JobCancelledError("the job was cancelled")
+            raise_if_cancelled(job)
             assert job.item_id is not None
             item = items.get(tx, job.item_id)
             newest = points.listed(tx, item.id, 1) if epoch is not None else []

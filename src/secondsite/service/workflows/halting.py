@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from secondsite.service.store import jobs
 from secondsite.service.store.database import Transaction
+from secondsite.service.store.records import Job
 from secondsite.service.workflows.ends import CancelRequestedError
 from secondsite.service.workflows.run import Run
 
@@ -22,7 +23,7 @@ def check_cancelled(run: Run) -> None:
 
     def action() -> None:
         with run.ctx.store.reading() as tx:
-            _raise_if_cancelled(run, tx)
+            raise_if_cancelled(jobs.get(tx, run.job_id))
 
     run.step("cancelled?", action)
 
@@ -33,13 +34,14 @@ def pass_no_return(run: Run, reason: str) -> None:
     def action() -> None:
         with run.ctx.store.transaction() as tx:
             job = jobs.get(tx, run.job_id, lock=True)
-            _raise_if_cancelled(run, tx)
+            raise_if_cancelled(job)
             jobs.change(tx, job.id, parameters={**job.parameters, "no_return": reason})
 
     run.step("no return", action)
 
 
-def _raise_if_cancelled(run: Run, tx: Transaction) -> None:
-    wish = jobs.get(tx, run.job_id).parameters.get("cancel")
+def raise_if_cancelled(job: Job) -> None:
+    """Raise CancelRequestedError if somebody has asked to cancel the job; call this from within a step."""
+    wish = job.parameters.get("cancel")
     if wish is not None:
         raise CancelRequestedError(f"{wish['by']} cancelled the job")

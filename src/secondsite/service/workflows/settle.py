@@ -13,6 +13,7 @@ from secondsite.service.store.records import Item, Json
 from secondsite.service.vocabulary import Severity
 from secondsite.service.workflows.enable import wait_for_point
 from secondsite.service.workflows.facts import check_nodes, read_facts
+from secondsite.service.workflows.halting import check_cancelled, pass_no_return
 from secondsite.service.workflows.run import Run
 
 POINT: Final = "point"
@@ -59,6 +60,7 @@ def reverse(run: Run) -> None:
         facts = read_facts(run)
         run.task(CHECK, lambda: _check(run, facts))
         # Before the order, so that the first report of the new journal already counts.
+        check_cancelled(run)
         run.change(
             "journal-moves",
             f"{facts['source_name']} will keep the journal",
@@ -101,6 +103,7 @@ def reverse(run: Run) -> None:
         after = int(adopted["sequence"] if base == DIVERGED else facts["failover"]["sequence"])
         epoch = facts["epoch"] if base == UNKNOWN else None
         point = run.task(FIRST, lambda: wait_for_point(run, FIRST, after=after, epoch=epoch))
+        pass_no_return(run, "the direction is turned: a planned-failover leads back")
     except SecondSiteError as error:
         run.finish(Event.FAILED, f"the reversal failed: {error.message}", error=error)
         return
