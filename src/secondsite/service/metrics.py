@@ -111,7 +111,7 @@ class ServiceMetrics:
             {
                 item.id: max(0.0, (now - item.last_point_time).total_seconds())
                 for item in listed
-                if item.last_point_time is not None and item.state.value in MEASURED
+                if item.last_point_time is not None and item.state in MEASURED
             },
         )
         thresholds = {policy.id: policy.policy.rpo_threshold_s for policy in clouds.list_policies(tx)}

@@ -45,11 +45,6 @@ class ItemFacts:
     diverged: int | None = None
 
     @property
-    def state(self) -> str:
-        """The item's state, as text."""
-        return self.item.state.value
-
-    @property
     def protected(self) -> bool:
         """Whether it should replicate: protected, and not paused."""
         return self.item.state is ItemState.PROTECTED

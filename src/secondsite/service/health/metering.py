@@ -22,7 +22,9 @@ from secondsite.service.health.vocabulary import Step
 from secondsite.service.store.records import Item
 from secondsite.service.store.samples import Meter, Sample
 
-MEASURED: Final = frozenset({"protected", "failing-over", "failing-over-unplanned", "paused"})
+MEASURED: Final = frozenset(
+    {ItemState.PROTECTED, ItemState.PAUSED, ItemState.FAILING_OVER, ItemState.FAILING_OVER_UNPLANNED}
+)
 """States in which the age of the newest point is what a disaster now would cost."""
 GAP_MAX: Final = timedelta(hours=24)
 """A longer absence of the service is history that nobody can count any more."""
@@ -84,7 +86,7 @@ class Metering:
         meter = self._meters.get(item.id)
         report = item.source_report or {}
         counters = _counters(report)
-        if item.last_point_time is not None and item.state.value in MEASURED:
+        if item.last_point_time is not None and item.state in MEASURED:
             minute.rpos.append(max(0.0, (now - item.last_point_time).total_seconds()))
         sample = minute.sample
         if meter is not None and item.state is ItemState.PROTECTED:

@@ -15,7 +15,9 @@ TEST_DUE: Final = timedelta(days=182)
 """The field's advice: test at least every six months."""
 TEST_LEFT: Final = timedelta(days=14)
 """The field ends a test by force after two weeks; we only say so."""
-UNCOMMITTED: Final = frozenset({"commit-pending", "unplanned-commit-pending", "point-change-failed"})
+UNCOMMITTED: Final = frozenset(
+    {ItemState.COMMIT_PENDING, ItemState.UNPLANNED_COMMIT_PENDING, ItemState.POINT_CHANGE_FAILED}
+)
 APPLICATION_SLACK: Final = timedelta(hours=1)
 
 
@@ -28,7 +30,8 @@ def _disable_failed(facts: ItemFacts) -> str | None:
 
 
 def _point_change_failed(facts: ItemFacts) -> str | None:
-    return "no point could be started, so nothing runs" if facts.state == "point-change-failed" else None
+    failed = facts.item.state is ItemState.POINT_CHANGE_FAILED
+    return "no point could be started, so nothing runs" if failed else None
 
 
 def _operator_needed(facts: ItemFacts) -> str | None:
@@ -36,14 +39,14 @@ def _operator_needed(facts: ItemFacts) -> str | None:
 
 
 def _unprotected(facts: ItemFacts) -> str | None:
-    if facts.state in UNCOMMITTED or facts.item.state is ItemState.COMMITTED:
+    if facts.item.state in UNCOMMITTED or facts.item.state is ItemState.COMMITTED:
         return "failed over and not reversed yet: nothing replicates"
     return None
 
 
 def _commit_pending(facts: ItemFacts) -> str | None:
     since = facts.item.last_failover_time
-    if facts.state not in UNCOMMITTED or since is None or facts.now - since <= COMMIT_LONG:
+    if facts.item.state not in UNCOMMITTED or since is None or facts.now - since <= COMMIT_LONG:
         return None
     return f"the failover has waited for its commit for {(facts.now - since).total_seconds() / 3600:.0f} h"
 
@@ -60,18 +63,30 @@ def _diverged(facts: ItemFacts) -> str | None:
     return f"point {facts.diverged} keeps what the old side wrote and nobody else has"
 
 
+def _order(facts: ItemFacts) -> str | None:
+    """Demotions have a rule of their own; an order that is answered at once is no news."""
+    waiting = [
+        f"{order['kind']} at {facts.nodes[order['node']].name}"
+        for order in facts.item.standing or []
+        if order["kind"] != "source.demote" and (order["attempt"] or facts.nodes[order["node"]].silent)
+    ]
+    return f"not done yet: {', '.join(waiting)}" if waiting and facts.item.deleted is None else None
+
+
 def _application(facts: ItemFacts) -> str | None:
-    every_h = getattr(facts.policy, "app_consistent_hours", None)
+    every_h = facts.policy.app_consistent_hours
     if not every_h or not facts.protected:
         return None
-    due = timedelta(hours=float(every_h)) + APPLICATION_SLACK
+    due = timedelta(hours=every_h) + APPLICATION_SLACK
     newest = facts.application_point
     if facts.now - max(newest or facts.item.created, facts.item.created) <= due:
         return None
-    if newest is None:
-        return f"there is no application-consistent point; the policy wants one every {every_h} h"
-    age_h = (facts.now - newest).total_seconds() / 3600
-    return f"the newest application-consistent point is {age_h:.1f} h old; the policy wants one every {every_h} h"
+    shown = "there is none"
+    if newest is not None:
+        shown = f"the newest is {(facts.now - newest).total_seconds() / 3600:.1f} h old"
+    problem = (facts.source.get("app_consistent") or {}).get("problem") or {}
+    why = f": {problem['message']}" if problem.get("message") else ""
+    return f"the policy wants an application-consistent point every {every_h} h, and {shown}{why}"
 
 
 def _test_due(facts: ItemFacts) -> str | None:
@@ -161,6 +176,16 @@ OPERATION_RULES: Final[tuple[Rule[ItemFacts], ...]] = (
         action="nothing, if it is down: it is told as soon as it is back. If it is cut off, make sure that the machine does not run there",
         holds=_demotion,
         told=False,
+    ),
+    Rule(
+        code="order-pending",
+        category=Category.FAILOVER,
+        level=Level.WARNING,
+        summary="a node has not done what it was told",
+        causes=("it is down or cut off", "it was told, and refuses: the command's error says why"),
+        action="nothing, if it is down: it is told as soon as it is back; else look at its log",
+        holds=_order,
+        after_s=60,
     ),
     Rule(
         code="diverged-kept",

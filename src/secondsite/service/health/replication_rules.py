@@ -118,6 +118,8 @@ def _missed(facts: ItemFacts) -> str | None:
 def _initial(facts: ItemFacts) -> str | None:
     if facts.item.state is not ItemState.INITIAL_REPLICATING:
         return None
+    if facts.phase == "scheduled":
+        return "the initial replication has not begun: it is scheduled for later"
     progress = facts.source.get("progress")
     done, total = (
         (progress.get("bytes"), progress.get("total_bytes")) if isinstance(progress, dict) else (None, None)
@@ -128,7 +130,7 @@ def _initial(facts: ItemFacts) -> str | None:
 
 
 def _paused(facts: ItemFacts) -> str | None:
-    if facts.state != "paused" and facts.phase != "paused":
+    if facts.item.state is not ItemState.PAUSED and facts.phase != "paused":
         return None
     age = facts.point_age
     shown = "" if age is None else f"; the newest point is {age.total_seconds():.0f} s old"

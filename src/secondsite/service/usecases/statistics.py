@@ -27,7 +27,7 @@ def statistics(ctx: Context, item_ref: str, hours: int = DAY_H) -> dict[str, Any
         policy = clouds.policy(tx, clouds.mapping(tx, item.cloud_mapping_id).policy_id).policy
     whole = samples.together(minutes, Step.HOUR, since) if minutes else Sample(item.id, Step.HOUR, since)
     rpo = None
-    if item.last_point_time is not None and item.state.value in MEASURED:
+    if item.last_point_time is not None and item.state in MEASURED:
         rpo = max(0.0, (now - item.last_point_time).total_seconds())
     return {
         "item": item.name,
