@@ -120,9 +120,11 @@ def test_a_node_without_its_keytab_starts_says_why_and_listens_once_it_is_there(
         assert tickets is not None
         assert tickets.error is not None
         assert str(keytab) in tickets.error.message
+        assert tickets.address == "", "the service must send nobody to it"
+        assert [event["code"] for event in pair.recovery.daemon.events.take()] == ["no-tickets"]
         keytab.write_bytes(kdc.keytab(NAMES["recovery"]).read_bytes())
         wait_until(lambda: tickets.error is None, 20, "the listener")
-        assert tickets.listener.address[1]
+        assert tickets.address == f"127.0.0.1:{tickets.listener.address[1]}"
 
 
 def test_settings_survive_a_restart(short_path: Path, hypervisor_pair: HypervisorPair) -> None:

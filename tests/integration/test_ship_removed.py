@@ -102,6 +102,18 @@ def vault(short_path: Path, kdc: PrivateKdc) -> Iterator[Vault]:
         yield vault
 
 
+def test_the_service_shows_where_a_node_takes_tickets(vault: Vault) -> None:
+    assert vault.node.tickets is not None
+    host, port = vault.node.tickets.listener.address
+
+    def shown() -> bool:
+        found = vault.api.get("/nodes/target").json()["kerberos"]
+        told = {"principal": TARGET, "service": TARGET, "address": f"{host}:{port}", "error": None}
+        return bool(found == told)
+
+    until(shown, "the node's inventory")
+
+
 def refusal(client: JsonClient) -> str:
     """Return the code of the refusal; both are refused, but a node of the vault only for the item's sake."""
     with pytest.raises(SecondSiteError) as caught:

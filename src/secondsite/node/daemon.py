@@ -34,9 +34,10 @@ from secondsite.node.channel import STANDBY_POLL_S, STANDBY_RETRY_MAX_S, Channel
 from secondsite.node.config import Folders, NodeConfig
 from secondsite.node.events import NodeEvents
 from secondsite.node.executor import Executor
-from secondsite.node.kerberos import TicketListener, trust_for
+from secondsite.node.kerberos import TicketListener, telling, trust_for
 from secondsite.node.metrics import MetricsServer, NodeMetrics, serve
 from secondsite.node.records import ItemRecord, ItemStore
+from secondsite.node.removals import Removals
 from secondsite.node.renewal import Renewal
 from secondsite.node.renewal import finish as finish_renewal
 from secondsite.node.report import Reporter
@@ -122,17 +123,32 @@ class NodeDaemon:
         clock = adapters.clock
         self.upkeep = Upkeep(self.items, self.journals, self.replicas, self.settler, clock)
         receiver = JournalReceiver(self.items, self.journals)
-        self.listener = Listener((self.config.listen_host, self.config.listen_port), credentials, receiver)
+        self.removals = Removals(state / "removed.json")
+        self.listener = Listener(
+            (self.config.listen_host, self.config.listen_port),
+            credentials,
+            receiver,
+            is_removed=self.removals.__contains__,
+        )
         kerberos = self.config.kerberos
         self.tickets: TicketListener | None = None
         if kerberos is not None and kerberos.listen_host:
             replay = folders.identity / "replay"
-            self.tickets = TicketListener(kerberos, credentials, receiver, self.items, replay)
+            self.tickets = TicketListener(
+                kerberos,
+                credentials,
+                receiver,
+                self.items,
+                replay,
+                self.removals.__contains__,
+                lambda code, message: self.events.tell(None, code, message),
+            )
         reporter = Reporter(
             self.items, self.replicators, self.journals, self.fabric, clock, events=self.events
         )
         client, patience = service_client(self.config, credentials)
-        self.channel = Channel(client, reporter.make, reporter.forget_sent, **patience)
+        make = reporter.make if kerberos is None else telling(reporter.make, kerberos, self.tickets)
+        self.channel = Channel(client, make, reporter.forget_sent, removals=self.removals, **patience)
         reporter.space = self.space = Space(self.items, self.journals, folders.storage, clock)
         self._metrics = NodeMetrics(
             self.items, self.replicators, self.space, lambda: self.channel.connected, clock

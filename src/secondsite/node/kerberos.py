@@ -7,9 +7,9 @@ goes on. What a principal stands for is the node's settings' word first, then th
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -37,8 +37,11 @@ class TicketListener:
         items: ItemStore,
         replay_cache: Path,
         is_removed: Callable[[NodeId], bool],
+        tell: Callable[[str, str], None],
     ) -> None:
+        """`tell` takes the code and the message of an event."""
         self._config = config
+        self._tell = tell
         self._items = items
         self._acceptor = KerberosAcceptor(config.accepts, Path(config.keytab), self.node_of, replay_cache)
         self.listener = Listener(
@@ -66,6 +69,12 @@ class TicketListener:
             if record.role is Role.TARGET and record.peer is not None and record.peer.principal == principal:
                 yield record.peer.node
 
+    @property
+    def address(self) -> str:
+        """Where others reach it, "host:port"; "" while it does not listen."""
+        host = self._config.advertise_host or self._config.listen_host
+        return f"{host}:{self.listener.address[1]}" if self.error is None and self._listens else ""
+
     def start(self) -> None:
         """Listen, or say why not and try again later."""
         self._try()
@@ -91,6 +100,7 @@ class TicketListener:
         except SecondSiteError as error:
             if self.error is None or self.error.message != error.message:
                 log.error("no tickets are taken", error=error.to_dict())  # noqa: TRY400 - no trace needed
+                self._tell("no-tickets", f"no tickets are taken: {error.message}")
             self.error = error
             return
         self.error = None
@@ -116,3 +126,24 @@ def trust_for(
         )
     ccache = run_folder / "tickets"
     return KerberosTrust(credentials.ca_file, config.principal, Path(config.keytab), peer.service, ccache)
+
+
+def telling(
+    make: Callable[[bool], Mapping[str, Any]], config: KerberosConfig, tickets: TicketListener | None
+) -> Callable[[bool], Mapping[str, Any]]:
+    """Return `make`, a report's maker, with what this node offers by Kerberos in the inventory."""
+
+    def made(with_inventory: bool) -> Mapping[str, Any]:
+        body = make(with_inventory)
+        inventory = body.get("inventory")
+        if not isinstance(inventory, Mapping):
+            return body
+        offered = {
+            "principal": config.principal,
+            "service": "" if tickets is None else config.accepts,
+            "address": "" if tickets is None else tickets.address,
+            "error": None if tickets is None or tickets.error is None else tickets.error.to_dict(),
+        }
+        return {**body, "inventory": {**inventory, "kerberos": offered}}
+
+    return made

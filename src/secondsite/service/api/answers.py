@@ -79,6 +79,9 @@ class NodeView(BaseModel):
     vms: int
     items: int
     inventory_time: datetime | None
+    kerberos: dict[str, Any] | None = Field(
+        description="principal, and while it takes tickets its service and address; else the error"
+    )
 
 
 class CloudView(BaseModel):

@@ -299,4 +299,5 @@ def _node(tx: Transaction, node: Node, now: datetime, names: _Names) -> dict[str
         "vms": len((node.inventory or {}).get("vms", [])),
         "items": items.count_of_node(tx, node.id),
         "inventory_time": node.inventory_time,
+        "kerberos": (node.inventory or {}).get("kerberos"),
     }

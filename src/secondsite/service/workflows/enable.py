@@ -17,6 +17,7 @@ from secondsite.service.workflows.ends import JobCancelledError
 from secondsite.service.workflows.facts import read_facts
 from secondsite.service.workflows.halting import raise_if_cancelled
 from secondsite.service.workflows.run import Run
+from secondsite.service.workflows.transport import as_source, as_target
 
 CREATE, START, INITIAL = range(3)
 TASKS: Final = ("create the journal", "start replication", "initial replication")
@@ -35,7 +36,7 @@ def enable(run: Run) -> None:
             facts["epoch"],
             {
                 "name": facts["name"],
-                "source_node": facts["source"],
+                **as_source(facts, "source"),
                 "disks": facts["disks"],
                 "policy": facts["policy"],
             },
@@ -53,7 +54,7 @@ def enable(run: Run) -> None:
                 "name": facts["name"],
                 "vm": facts["source_vm"],
                 "disks": sorted(facts["disks"]),
-                "target": {"node": facts["target"], "host": host, "port": port},
+                "target": as_target(facts, "target"),
                 "policy": facts["policy"],
                 "resume": False,
             }

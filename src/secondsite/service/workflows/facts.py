@@ -10,6 +10,7 @@ from secondsite.service.store.records import Item, Json
 from secondsite.service.usecases.consistency import is_alive
 from secondsite.service.usecases.protect import policy_of
 from secondsite.service.workflows.run import Run
+from secondsite.service.workflows.transport import kerberos_of
 
 
 def read_facts(run: Run) -> Json:
@@ -30,10 +31,12 @@ def read_facts(run: Run) -> Json:
                 "source": source.id,
                 "source_name": source.name,
                 "source_address": list(source.address),
+                "source_kerberos": kerberos_of(tx, source),
                 "source_vm": item.source_vm,
                 "target": target.id,
                 "target_name": target.name,
                 "target_address": list(target.address),
+                "target_kerberos": kerberos_of(tx, target),
                 "networks": item.networks,
                 "failover": item.failover,
                 "failed_over": _failed_over(item),

@@ -15,6 +15,7 @@ from secondsite.service.workflows.enable import wait_for_point
 from secondsite.service.workflows.facts import check_nodes, read_facts
 from secondsite.service.workflows.halting import check_cancelled, pass_no_return
 from secondsite.service.workflows.run import Run
+from secondsite.service.workflows.transport import as_source, as_target
 
 POINT: Final = "point"
 UNKNOWN: Final = "unknown"
@@ -72,7 +73,7 @@ def reverse(run: Run) -> None:
             facts["source"],
             facts["item"],
             facts["epoch"],
-            {"source_node": facts["target"], "policy": facts["policy"], "after": _highest(facts)},
+            {**as_source(facts, "target"), "policy": facts["policy"], "after": _highest(facts)},
             with_key=True,
         )
         base = adopted.get("base", POINT)
@@ -93,7 +94,7 @@ def reverse(run: Run) -> None:
                 "name": facts["name"],
                 "vm": facts["failover"]["vm"],
                 "disks": sorted(facts["disks"]),
-                "target": {"node": facts["source"], "host": host, "port": port},
+                "target": as_target(facts, "source"),
                 "policy": facts["policy"],
                 "resume": True,
                 "base": base,
