@@ -16,6 +16,7 @@ from secondsite.cli import (
     account,
     audit,
     demo,
+    group,
     health,
     history,
     item,
@@ -65,6 +66,7 @@ def root(
 
 for _name, _noun, _help in (
     ("item", item.app, "Protected machines, and every operation on them."),
+    ("group", group.app, "Items that share points, and operations on all of them."),
     ("point", history.points, "Recovery points."),
     ("job", history.jobs, "What operations are doing, and did."),
     ("event", history.events, "What happened."),
