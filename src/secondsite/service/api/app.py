@@ -12,6 +12,7 @@ from secondsite.service.api import (
     audit,
     clouds,
     errors,
+    groups,
     guard,
     health,
     history,
@@ -24,7 +25,7 @@ from secondsite.service.context import Context
 
 PREFIX: Final = "/api/v1"
 ROUTERS: Final = tuple(
-    module.router for module in (vault, accounts, audit, sites, nodes, clouds, items, history, health)
+    module.router for module in (vault, accounts, audit, sites, nodes, clouds, items, groups, history, health)
 )
 """After a change here or in one of them: python -m secondsite.service.api.access_page > docs/reference/access.md"""
 

@@ -114,11 +114,6 @@ def change_members(
     return get(tx, group.id)
 
 
-def forget_former(tx: Transaction, item_id: ItemId) -> None:
-    """Take an item that is not protected any more out of its group."""
-    tx.execute(sa.delete(group_members).where(group_members.c.item_id == item_id))
-
-
 def delete(tx: Transaction, group_id: GroupId) -> None:
     """Remove a group. Its members' points stay, each for itself."""
     tx.execute(sa.delete(group_members).where(group_members.c.group_id == group_id))

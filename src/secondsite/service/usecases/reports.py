@@ -11,11 +11,13 @@ from datetime import datetime
 from typing import Any
 
 from secondsite.errors import InvalidInputError, NotFoundError
-from secondsite.model.ids import CommandId, ItemId, NodeId
+from secondsite.model.ids import CommandId, GroupId, ItemId, NodeId
 from secondsite.service.context import Context
 from secondsite.service.store import commands, events, items, nodes, points
+from secondsite.service.store import groups as group_store
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Command, Item, Point
+from secondsite.service.usecases import groups
 from secondsite.service.vocabulary import Severity
 
 
@@ -33,6 +35,7 @@ def take_report(ctx: Context, node_id: NodeId, report: Mapping[str, Any]) -> Non
             item = mine.get(ItemId(str(entry.get("item"))))
             if item is not None:
                 _take_item(tx, item, node_id, entry, now)
+        _take_groups(ctx, tx, node_id, report, mine)
         for item_id, entry in _mapping(report, "points").items():
             item = mine.get(ItemId(item_id))
             if item is not None and isinstance(entry, dict) and item.journal_node_id == node_id:
@@ -132,6 +135,18 @@ def _take_item(tx: Transaction, item: Item, node_id: NodeId, entry: Mapping[str,
         tx.wake()
 
 
+def _take_groups(
+    ctx: Context, tx: Transaction, node_id: NodeId, report: Mapping[str, Any], mine: Mapping[ItemId, Item]
+) -> None:
+    said = {
+        ItemId(str(entry.get("item"))): entry["group"]
+        for entry in _list(report, "items")
+        if entry.get("role") == "source" and "group" in entry
+    }
+    if said:
+        groups.reconcile(ctx, tx, node_id, said, mine)
+
+
 def _take_points(tx: Transaction, item: Item, entry: Mapping[str, Any]) -> None:
     reported = {
         int(point["sequence"]): point
@@ -141,6 +156,9 @@ def _take_points(tx: Transaction, item: Item, entry: Mapping[str, Any]) -> None:
     known = points.sequences(tx, item.id)
     new = [_point(item, reported[sequence]) for sequence in sorted(reported.keys() - known)]
     points.add(tx, new)
+    for group_id in {point.group_id for point in new if point.group_id is not None}:
+        numbers = [point.group_number or 0 for point in new if point.group_id == group_id]
+        group_store.note_number(tx, group_id, max(numbers))
     if entry.get("complete") is True:
         points.remove(tx, item.id, known - reported.keys())
     if new and (item.last_sequence is None or new[-1].sequence >= item.last_sequence):
@@ -150,6 +168,8 @@ def _take_points(tx: Transaction, item: Item, entry: Mapping[str, Any]) -> None:
 
 def _point(item: Item, fields: Mapping[str, Any]) -> Point:
     changed = fields.get("changed")
+    group, _, number = str(fields.get("group") or "").partition(":")
+    shared = number.isdecimal() and len(number) < 10
     return Point(
         item_id=item.id,
         sequence=int(fields["sequence"]),
@@ -159,6 +179,8 @@ def _point(item: Item, fields: Mapping[str, Any]) -> Point:
         kind=str(fields.get("kind") or "delta"),
         consistency=str(fields.get("consistency") or "crash"),
         changed=changed if isinstance(changed, int) else None,
+        group_id=GroupId(group) if shared else None,
+        group_number=int(number) if shared else None,
     )
 
 
