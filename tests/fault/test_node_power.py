@@ -12,6 +12,7 @@ import pytest
 
 from secondsite.errors import UnavailableError
 from support.cycle_world import ITEM, VDA, VDB, Machine, World, small_batches
+from support.foreign_points import diverge
 from support.power import AFTERMATHS, PowerCutError, power, unsynced
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
@@ -59,7 +60,14 @@ def growing(world: World) -> None:
     world.machine.capture.write(VDB, 80 << 10, b"g" * 512)
 
 
-@pytest.mark.parametrize("prepare", [initial, delta, resolving, growing])
+def relearning(world: World) -> None:
+    """The target's last point is the other side's own: its tables are fetched."""
+    world.run()
+    diverge(world)
+    change(world, b"r")
+
+
+@pytest.mark.parametrize("prepare", [initial, delta, resolving, growing, relearning])
 def test_a_cut_at_any_step_of_a_cycle_harms_nothing(tmp_path: Path, prepare: Callable[[World], None]) -> None:
     with unsynced(), small_batches():
         world = World.create(tmp_path / "prepared" / "w")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,9 @@ from secondsite.errors import SecondSiteError, UnavailableError
 from secondsite.journal import Journal
 from secondsite.model.ids import Epoch
 from secondsite.model.manifest import PointKind, parse_time
+from secondsite.node.source import cycle as cycles
 from support.cycle_world import ITEM, KEY, SIZES, VDA, VDB, World, small_batches
+from support.foreign_points import diverge
 from support.power import unsynced
 
 
@@ -130,6 +133,19 @@ def reverted(world: World) -> None:
         world.machine.capture.write(disk, 0, content)
 
 
+def diverged(world: World) -> None:
+    """The target's last point is the other side's own, and differs where the machine wrote nothing; it writes elsewhere."""
+    world.run()
+    diverge(world)
+    change(world, b"v")
+
+
+def diverged_and_lost(world: World) -> None:
+    """The same, and our bitmap is gone as well."""
+    diverged(world)
+    world.machine.capture.lose_tracking()
+
+
 def damaged(world: World) -> None:
     world.run()
     _seal_unseen(world, b"u")
@@ -172,7 +188,18 @@ def _fail_after(world: World, link: object, name: str, *, restart: bool = True) 
 
 CASES: dict[str, Callable[[World], None]] = {
     case.__name__: case
-    for case in (initial, cut_initial, damaged_initial, delta, resync, relearn, reverted, damaged)
+    for case in (
+        initial,
+        cut_initial,
+        damaged_initial,
+        delta,
+        resync,
+        relearn,
+        reverted,
+        diverged,
+        diverged_and_lost,
+        damaged,
+    )
 }
 
 
@@ -226,6 +253,48 @@ def test_an_unknown_last_point_costs_only_what_differs(world: World, name: str) 
     assert world.sent - sent < outcome.changed + 2 * (16 << 10), (
         "beside the blocks only two logs' own metadata"
     )
+    world.check_latest()
+
+
+def test_a_point_of_the_other_sides_own_costs_reading_only_where_the_two_may_differ(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole disks were read to find some blocks."""
+    diverged(world)
+    theirs = world.machine.contents[world.journal.manifest().time]
+    read: list[int] = []
+    real = cycles.produce
+
+    def counted(*args: Any, **fields: Any) -> Iterator[Any]:
+        fields["progress"] = lambda done, total: read.append(total) if done == total else None
+        return real(*args, **fields)
+
+    monkeypatch.setattr(cycles, "produce", counted)
+    outcome = world.run()
+    assert outcome.kind is PointKind.RESYNC
+    assert outcome.changed == sum(
+        len(ours[at : at + 4096])
+        for disk, ours in world.machine.now().items()
+        for at in range(0, len(ours), 4096)
+        if ours[at : at + 4096] != theirs[disk][at : at + 4096]
+    )
+    assert sum(read) < 0.75 * sum(SIZES.values()), (
+        "the fake tracks granules of 64 KiB, most of which were written to"
+    )
+    assert not (world.folder / "suspects").exists()
+    world.check_latest()
+    assert world.run().kind is PointKind.DELTA
+
+
+@pytest.mark.parametrize("text", ["torn", '{"disks": {"vda": [[0, 1]]}, "checksum": "0"}'])
+def test_suspects_that_are_damaged_mean_a_comparison_of_everything(world: World, text: str) -> None:
+    diverged(world)
+    world.machine.capture.fail_next = UnavailableError("the hypervisor is away")
+    with pytest.raises(UnavailableError):
+        world.run()
+    (world.folder / "suspects").write_text(text)
+    world.restart()
+    assert world.run().kind is PointKind.RESYNC
     world.check_latest()
 
 
