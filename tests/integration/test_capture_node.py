@@ -11,8 +11,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from secondsite.errors import SecondSiteError
-from secondsite.model.ids import DiskKey, ItemId
+from secondsite.model.ids import DiskKey
 from secondsite.model.units import KIB, MIB
 from secondsite.node.records import Role
 from secondsite.node.report import Reporter
@@ -20,12 +19,15 @@ from support.hypervisors import HypervisorPair
 from support.node_pair import NodePair, node_pair, wait_until
 from support.tracked_items import (
     disable,
+    error_of,
     fail_over,
     hmp_write,
     machine_content,
+    newest_is_the_machine,
     next_point,
     point_content,
     points_of,
+    protect,
     remove_domains,
     reverse,
 )
@@ -121,34 +123,6 @@ def machine(short_path: Path, hypervisor_pair: HypervisorPair) -> TrackedMachine
     for key in sizes:
         machine.write(key, 0, b"a" * (2 * MIB))
     return machine
-
-
-def protect(nodes: NodePair, machine: TrackedMachine, *disks: DiskKey) -> ItemId:
-    """Protect these disks, and wait for the first point."""
-    sizes = {disk: machine.domain.blockInfo(disk)[0] for disk in disks or machine.images}
-    item = nodes.protect(machine.domain.UUIDString(), sizes)
-    wait_until(lambda: points_of(nodes.recovery, item), what="the first point")
-    return item
-
-
-def error_of(nodes: NodePair, item: ItemId, code: str) -> SecondSiteError:
-    """Have cycles run until one fails with this code, and return its error."""
-    replicator = nodes.primary.daemon.replicators.find(item)
-    assert replicator is not None
-    replicator.wake()
-    return wait_until(
-        lambda: error if (error := replicator.error) is not None and error.code == code else None,
-        what=f"the error {code}",
-    )
-
-
-def newest_is_the_machine(nodes: NodePair, item: ItemId, machine: TrackedMachine, folder: Path) -> None:
-    """Shut the machine off, and compare every byte of its protected disks with a point made then."""
-    machine.stop()
-    sequence = next_point(nodes.primary, nodes.recovery, item)
-    point = point_content(nodes.recovery, item, sequence)
-    disks = machine_content(machine.domain, folder)
-    assert point == {key: disks[key] for key in point}
 
 
 def test_disks_that_grow_are_followed_and_older_points_keep_their_size(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,24 +57,32 @@ def assert_same(site: Site, replica: Replica) -> None:
         assert site.machine.content(key, site.folder) == image, key
 
 
-def snapshot_disk_only(site: Site, keys: Collection[DiskKey]) -> None:
-    """Take an external snapshot as an administrator does: the guest goes on in overlays."""
-    overlays = {key: site.scratch / f"over-{key}.qcow2" for key in keys}
+def snapshot_disk_only(site: Site, keys: Collection[DiskKey]) -> dict[DiskKey, Path]:
+    """Take an external snapshot as an administrator does: the guest goes on in overlays. Returns what is below."""
+    machine, token = site.machine, secrets.token_hex(3)
+    overlays = {key: site.folder / f"over-{token}-{key}.qcow2" for key in keys}
     disks = "".join(f"<disk name='{key}'><source file='{path}'/></disk>" for key, path in overlays.items())
-    disks += "".join(f"<disk name='{key}' snapshot='no'/>" for key in site.machine.images if key not in keys)
-    site.machine.domain.snapshotCreateXML(
+    disks += "".join(f"<disk name='{key}' snapshot='no'/>" for key in machine.images if key not in keys)
+    site.hypervisor.own(site.folder)
+    machine.domain.snapshotCreateXML(
         f"<domainsnapshot><name>admin</name><disks>{disks}</disks></domainsnapshot>",
         libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA,
     )
+    below = dict(machine.images)
+    machine.images = {**below, **overlays}
+    return below
 
 
-def commit_back(site: Site, keys: Collection[DiskKey]) -> None:
+def commit_back(site: Site, below: Mapping[DiskKey, Path]) -> None:
     """Merge the overlays of `snapshot_disk_only` back into what is below, and go on there."""
-    domain = site.machine.domain
-    for key in keys:
+    domain, machine = site.machine.domain, site.machine
+    for key in below:
+        if machine.images[key] == below[key]:
+            continue
         domain.blockCommit(key, None, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
         wait_until(lambda key=key: _pivots(domain, key))
         wait_until(lambda key=key: not domain.blockJobInfo(key))
+    machine.images = dict(below)
 
 
 def _pivots(domain: libvirt.virDomain, key: DiskKey) -> bool:

@@ -15,9 +15,11 @@ from typing import Any
 import libvirt
 import libvirt_qemu
 
+from secondsite.errors import SecondSiteError
 from secondsite.lab.hypervisor import Hypervisor
 from secondsite.model.ids import DiskKey, ItemId
 from support.node_pair import POLICY, NodePair, PairNode, wait_until
+from support.tracked_machines import TrackedMachine
 
 
 def hmp_write(domain: libvirt.virDomain, disk: str, *commands: str) -> None:
@@ -121,3 +123,31 @@ def remove_domains(*hypervisors: Hypervisor, prefix: str) -> None:
                     libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
                     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
                 )
+
+
+def protect(nodes: NodePair, machine: TrackedMachine, *disks: DiskKey) -> ItemId:
+    """Protect these disks, and wait for the first point."""
+    sizes = {disk: machine.domain.blockInfo(disk)[0] for disk in disks or machine.images}
+    item = nodes.protect(machine.domain.UUIDString(), sizes)
+    wait_until(lambda: points_of(nodes.recovery, item), what="the first point")
+    return item
+
+
+def error_of(nodes: NodePair, item: ItemId, code: str) -> SecondSiteError:
+    """Have cycles run until one fails with this code, and return its error."""
+    replicator = nodes.primary.daemon.replicators.find(item)
+    assert replicator is not None
+    replicator.wake()
+    return wait_until(
+        lambda: error if (error := replicator.error) is not None and error.code == code else None,
+        what=f"the error {code}",
+    )
+
+
+def newest_is_the_machine(nodes: NodePair, item: ItemId, machine: TrackedMachine, folder: Path) -> None:
+    """Shut the machine off, and compare every byte of its protected disks with a point made then."""
+    machine.stop()
+    sequence = next_point(nodes.primary, nodes.recovery, item)
+    point = point_content(nodes.recovery, item, sequence)
+    disks = machine_content(machine.domain, folder)
+    assert point == {key: disks[key] for key in point}

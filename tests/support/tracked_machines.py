@@ -37,6 +37,7 @@ class TrackedMachine:
         self.name = name
         self.kinds = {key: (formats or {}).get(key, "qcow2") for key in disks}
         self.images: dict[DiskKey, Path] = {}
+        self._loops: list[Path] = []
         for key, size in disks.items():
             if self.kinds[key] == "qcow2":
                 image = folder / f"{name}-{key}.qcow2"
@@ -47,6 +48,7 @@ class TrackedMachine:
                     file.truncate(size)
             if self.kinds[key] == "block":
                 image = Path(_run("losetup", "--find", "--show", str(image)).strip())
+                self._loops.append(image)
             self.images[key] = image
             hypervisor.own(image)
         self.scratch = folder / "s"
@@ -69,8 +71,8 @@ class TrackedMachine:
             <target dev='{key}' bus='virtio'/><alias name='ua-{key}'/></disk>"""
 
     def format_of(self, key: DiskKey) -> str:
-        """The format of the disk's image."""
-        return "qcow2" if self.kinds[key] == "qcow2" else "raw"
+        """The format of the disk's image: an administrator may have put an overlay on it."""
+        return "qcow2" if self.images[key].suffix == ".qcow2" else "raw"
 
     def reconnect(self, hypervisor: Hypervisor) -> None:
         """Find the machine again after libvirtd was started anew."""
@@ -101,9 +103,8 @@ class TrackedMachine:
 
     def detach(self) -> None:
         """Give its loop devices back."""
-        for key, kind in self.kinds.items():
-            if kind == "block":
-                _run("losetup", "--detach", str(self.images[key]))
+        while self._loops:
+            _run("losetup", "--detach", str(self._loops.pop()))
 
     # -- what its guest does -----------------------------------------------------------------------------------
 

@@ -115,6 +115,8 @@ def forget_checkpoints(machine: Machine, keep: Collection[str]) -> None:
     for checkpoint in checkpoints:
         if is_ours(checkpoint.getName()) and checkpoint.getName() not in keep:
             _delete(checkpoint, active=active)
+    if active and not keep:
+        LiveBitmaps(domain).forget_orphans()
 
 
 def _delete(checkpoint: Any, *, active: bool) -> None:

@@ -97,15 +97,24 @@ class LiveBitmaps:
                 if name not in keep and not bitmaps[name]["busy"]:
                     self._run("block-dirty-bitmap-remove", node=node, name=name)
 
+    def forget_orphans(self) -> None:
+        """Remove also those of ours that images hold and libvirt does not know: of a machine that was defined anew.
+
+        All checkpoints of ours are gone already. What cannot be removed now (in an image that is only read) stays.
+        """
+        for node, bitmaps in self._found(persistent=True).items():
+            for name in bitmaps:
+                self._quietly("block-dirty-bitmap-remove", node=node, name=name)
+
     # -- the monitor -----------------------------------------------------------------------------------------
 
-    def _found(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Return our bitmaps in memory, by node and name."""
+    def _found(self, *, persistent: bool = False) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return our bitmaps in memory, or those of images, by node and name."""
         found: dict[str, dict[str, dict[str, Any]]] = {}
         for node in self._run("query-named-block-nodes", flat=True):
             for bitmap in node.get("dirty-bitmaps", ()):
                 # A job's own bitmaps have no name.
-                if is_ours(bitmap.get("name", "")) and not bitmap.get("persistent"):
+                if is_ours(bitmap.get("name", "")) and bitmap.get("persistent", False) is persistent:
                     found.setdefault(node["node-name"], {})[bitmap["name"]] = bitmap
         return found
 

@@ -45,6 +45,16 @@ _UNSUPPORTED: Final = frozenset(
 _FORMATS_HINT: Final = "qcow2 files, raw files and raw block devices are replicated: exclude the disk, or convert it with qemu-img convert"
 
 
+class MachineGoneError(NotFoundError):
+    """A protected machine is no longer known to its hypervisor."""
+
+    code = "machine_gone"
+    default_hint = (
+        "it was undefined, or migrated to another host: bring it back here under the same UUID and replication goes on, "
+        "or disable the item"
+    )
+
+
 class DiskGoneError(NotFoundError):
     """A protected disk is no longer part of its machine."""
 
@@ -92,7 +102,7 @@ class Machine:
         """Return the libvirt domain.
 
         Raises:
-            NotFoundError: there is none.
+            MachineGoneError: there is none.
             UnavailableError: libvirtd does not answer.
         """
         with libvirt_errors(f"cannot look up {self.name}"):
@@ -211,7 +221,7 @@ def translated(error: libvirt.libvirtError, what: str) -> SecondSiteError:
     code = error.get_error_code()
     message = f"{what}: {error.get_error_message()}"
     if code == libvirt.VIR_ERR_NO_DOMAIN:
-        return NotFoundError(message)
+        return MachineGoneError(message)
     if code in _TRACKING_LOST:
         return TrackingLostError(message, hint="the next cycle compares the disks with what was replicated")
     if (too_old := unsupported_image(message)) is not None:

@@ -4,8 +4,8 @@ Promises:
 
 - A freeze is bounded (`limit_s`, from the order to freeze to the thaw): a watchdog thaws, whatever the snapshot waits for.
 - It is always thawed. Before the order to freeze a marker is written; it goes when the guest has said that it is thawed. Who finds
-  a marker thaws (`thaw_leftover`): the node when it starts, and every cycle before it does anything else. So a node that dies amid a
-  freeze costs the guest the time until the node is back.
+  a marker thaws (`thaw_leftover`): the node when it starts, and every cycle before it does anything else. And a guard outside of this
+  process looks for the marker when the limit has run out, so the guest does not wait for a node that stays dead.
 - It costs no point: what fails (no agent, no answer, a hook that says no, a limit that ran out) makes a crash-consistent one.
 - Held to the end, or not at all: a point is called application-consistent only if the guest says, when it is thawed,
   that it was still frozen.
@@ -67,6 +67,18 @@ class GuestAgent(Protocol):
         ...
 
 
+class Guard(Protocol):
+    """Thaws if this process cannot any more; see guard.py."""
+
+    def begin(self, marker: Path, limit_s: float) -> None:
+        """A freeze begins."""
+        ...
+
+    def end(self) -> None:
+        """The guest was thawed."""
+        ...
+
+
 class Quiescer:
     """Freezes one guest. `marker`: a file of this guest's alone; its folder exists."""
 
@@ -77,12 +89,14 @@ class Quiescer:
         *,
         limit_s: float = LIMIT_S,
         hook_s: float = HOOK_S,
+        guard: Guard | None = None,
         pause: Callable[[float], object] = time.sleep,
     ) -> None:
         self._agent = agent
         self._marker = marker
         self._limit_s = limit_s
         self._hook_s = hook_s
+        self._guard = guard
         self._pause = pause
 
     def has_guest(self) -> bool:
@@ -100,7 +114,7 @@ class Quiescer:
             if heard:
                 self._run_post()
             return begin(), problem
-        freeze = _Freeze(self._agent, self._marker, self._limit_s, self._pause)
+        freeze = _Freeze(self._agent, self._marker, self._limit_s, self._guard, self._pause)
         try:
             freeze.begin()
             if freeze.problem is not None:  # thaw first: what is half frozen helps nobody
@@ -155,12 +169,18 @@ class _Freeze:
     """One freeze: ended by whoever comes first, the caller or the watchdog."""
 
     def __init__(
-        self, agent: GuestAgent, marker: Path, limit_s: float, pause: Callable[[float], object]
+        self,
+        agent: GuestAgent,
+        marker: Path,
+        limit_s: float,
+        guard: Guard | None,
+        pause: Callable[[float], object],
     ) -> None:
         self.problem: SecondSiteError | None = None
         self._agent = agent
         self._marker = marker
         self._limit_s = limit_s
+        self._guard = guard
         self._pause = pause
         self._lock = threading.Lock()
         self._ended = False
@@ -169,6 +189,8 @@ class _Freeze:
 
     def begin(self) -> None:
         self._marker.touch()
+        if self._guard is not None:
+            self._guard.begin(self._marker, self._limit_s)
         self._watchdog.start()
         try:
             if self._agent.freeze() == 0:
@@ -191,7 +213,7 @@ class _Freeze:
                 self.problem = self.problem or error
                 threading.Thread(target=self._try_on, name="thaw", daemon=True).start()
                 return
-            self._marker.unlink(missing_ok=True)
+            self._thawed()
             if thawed == 0:
                 self.problem = self.problem or UnavailableError(
                     "somebody else thawed the guest before the snapshot had begun"
@@ -213,4 +235,9 @@ class _Freeze:
             except SecondSiteError:
                 self._pause(_THAW_AGAIN_S)
             else:
-                self._marker.unlink(missing_ok=True)
+                self._thawed()
+
+    def _thawed(self) -> None:
+        self._marker.unlink(missing_ok=True)
+        if self._guard is not None:
+            self._guard.end()
