@@ -228,9 +228,6 @@ class HealthErrorView(BaseModel):
     since: datetime
 
 
-class ItemView(BaseModel):
-    """A protected item."""
-
 class StandingView(BaseModel):
     """An order that is given again until its node has done it."""
 
@@ -238,6 +235,9 @@ class StandingView(BaseModel):
     node: str
     attempts: int
 
+
+class ItemView(BaseModel):
+    """A protected item."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -280,10 +280,10 @@ class StandingView(BaseModel):
     test: dict[str, Any] | None
     failover: dict[str, Any] | None
     error: dict[str, Any] | None
+    standing: list[StandingView]
     active_job: dict[str, Any] | None
     last_test_time: datetime | None
     last_failover_time: datetime | None
-    standing: list[StandingView]
     created: datetime
     deleted: datetime | None
     allowed_operations: dict[str, AllowedView]
@@ -345,12 +345,12 @@ class JobView(BaseModel):
     seconds: float | None
     error: dict[str, Any] | None
     result: dict[str, Any] | None
-
-
-class JobDetailView(JobView):
     waits_for: str | None = Field(
         description="what an unfinished job waits for: a person, or a node's answer"
     )
+
+
+class JobDetailView(JobView):
     """A job with its tasks."""
 
     tasks: list[TaskView]
