@@ -430,7 +430,10 @@ class Journal:
             self._tidy(progress)
             before = self._store.base_state().floor
             points = self.points()
-            ages = [PointAge(point.sequence, point.time, point.consistency) for point in points]
+            ages = [
+                PointAge(point.sequence, point.time, point.consistency, point.group is not None)
+                for point in points
+            ]
             kept = points_to_keep(ages, policy, now)
             held_by = None
             if kept and kept[0] > before:

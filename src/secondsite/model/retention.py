@@ -7,8 +7,9 @@ Rules, in prose:
 - A point older than `retention_hours` is given up, oldest first, and so is what exceeds `retention_points`.
 - The hour of a point (of the clock, UTC) is thinned when all of it is older than `keep_all_hours`, its day when all of it is older than
   `keep_hourly_hours`. Thinning by whole hours and days rewrites each change twice, not at every call.
-- Of an hour or a day the first application-consistent point stays, or the first point if there is none. The order is the same for
-  both, so the point of a day is also the point of its hour, and what was given up once is never wanted again.
+- Of an hour or a day the first application-consistent point stays, or the first point if there is none; in a consistency group the first
+  such point that the members share, so that they keep the same ones. The order is the same for both, so the point of a day is also
+  the point of its hour, and what was given up once is never wanted again.
 - The newest POINTS_MIN points always stay.
 
 What it does not do: it knows no pins and no files; the journal decides when what is given up can go.
@@ -37,11 +38,12 @@ _IDLE_GRACE: Final = _HOUR
 
 @dataclass(frozen=True, slots=True)
 class PointAge:
-    """What retention looks at."""
+    """What retention looks at. `shared`: other machines of a consistency group have a point of the same instant."""
 
     sequence: Sequence
     time: datetime
     consistency: Consistency = Consistency.CRASH
+    shared: bool = False
 
 
 def points_to_keep(points: Seq[PointAge], policy: Policy, now: datetime) -> list[Sequence]:
@@ -111,8 +113,9 @@ def _chosen(points: Seq[PointAge], length: timedelta) -> dict[datetime, Sequence
     return {begin: point.sequence for begin, point in best.items()}
 
 
-def _rank(point: PointAge) -> tuple[bool, Sequence]:
-    return point.consistency is Consistency.CRASH, point.sequence
+def _rank(point: PointAge) -> tuple[bool, bool, Sequence]:
+    """The least stands for its hour and day."""
+    return not point.shared, point.consistency is Consistency.CRASH, point.sequence
 
 
 def _begin(time: datetime, length: timedelta) -> datetime:

@@ -1,5 +1,6 @@
 """Which points a policy keeps: by age, by count, and as a ladder."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -100,6 +101,18 @@ def test_an_application_consistent_point_stands_for_its_hour_and_day():
     ages = ages_of(found, points_to_keep(found, LADDER, NOW))
     assert [age for age in ages if 20 < age <= 21] == [20.5]
     assert [age for age in ages if 60 < age <= 84] == [80.5]
+
+
+def test_a_point_that_a_group_shares_stands_before_one_that_only_this_machine_has():
+    hour = every(10, 40)
+    shared = [replace(point, shared=point.sequence % 6 == 4) for point in hour]
+    alone = [replace(point, consistency=Consistency.APPLICATION) for point in hour]
+    kept_alone = points_to_keep(alone, LADDER, NOW)
+    stay = [point for point in shared if point.sequence in set(points_to_keep(shared, LADDER, NOW))]
+    thinned = [point for point in stay if point.time < NOW - timedelta(hours=8)]
+    assert thinned
+    assert all(point.shared for point in thinned[1:])
+    assert len(kept_alone) == len(stay)
 
 
 def test_the_newest_points_stay_in_a_ladder_too():
