@@ -109,12 +109,23 @@ def test_a_point_of_a_frozen_guest_needs_no_recovery_of_its_file_systems(
 _FREEZE_AND_DIE = """
 import os, sys
 from pathlib import Path
+from secondsite.capture.guard import ThawGuard
 from secondsite.capture.guest_agent import LibvirtAgent
 from secondsite.capture.machine import Machine
 from secondsite.capture.quiesce import Quiescer
-agent = LibvirtAgent(Machine(sys.argv[1], sys.argv[2], ["vda", "vdb"]))
-Quiescer(agent, Path(sys.argv[3])).around(lambda: os.kill(os.getpid(), 9))
+uri, name, marker, limit_s = sys.argv[1:]
+agent = LibvirtAgent(Machine(uri, name, ["vda", "vdb"]))
+quiescer = Quiescer(agent, Path(marker), limit_s=float(limit_s), guard=ThawGuard(uri, name))
+quiescer.around(lambda: os.kill(os.getpid(), 9))
 """
+
+
+def freeze_and_die(hypervisor: Hypervisor, name: str, marker: Path, limit_s: float) -> None:
+    died = subprocess.run(
+        [sys.executable, "-c", _FREEZE_AND_DIE, hypervisor.uri, name, str(marker), str(limit_s)],
+        env=os.environ,
+    )
+    assert died.returncode == -signal.SIGKILL
 
 
 @pytest.mark.fault
@@ -124,16 +135,17 @@ def test_a_guest_that_a_dead_process_left_frozen_is_thawed_by_the_next(
     with running_guest(hypervisor, guest_files, "freeze-dead", agent=True) as guest:
         assert guest.console is not None
         guest.wait_for_agent()
-        died = subprocess.run(
-            [sys.executable, "-c", _FREEZE_AND_DIE, hypervisor.uri, "freeze-dead", str(tmp_path / "frozen")],
-            env=os.environ,
-        )
-        assert died.returncode == -signal.SIGKILL
+        freeze_and_die(hypervisor, "freeze-dead", tmp_path / "frozen", 60)
         assert status(guest) == "frozen"  # it did happen
         quiescer = quiescer_of(hypervisor, "freeze-dead", tmp_path)
         assert quiescer.thaw_leftover()
         assert status(guest) == "thawed"
         assert not quiescer.thaw_leftover()
+        # And if the node stays dead, the guard that it left thaws when the limit has run out.
+        freeze_and_die(hypervisor, "freeze-dead", tmp_path / "frozen", 1)
+        wait_until(lambda: status(guest) == "thawed", timeout_s=40)
+        wait_until(lambda: not (tmp_path / "frozen").exists())
+        guest.console.wait_for("SS-THAW file-systems=2")
         assert guest.shut_down() > 0  # the file systems can be unmounted: nothing hangs in a frozen one
 
 

@@ -1,12 +1,13 @@
 """A guard outside of the node: thaws a guest whose node died amid a freeze, also if that node does not come back.
 
-A shell that sleeps for the limit and a little more, looks whether the marker of the freeze is still there, and then asks virsh to thaw until the guest has
-answered. It costs a process of some hundred KiB for as long as a freeze lasts; a freeze that ends ends it. Where virsh is not
+A shell that looks each second whether the marker of the freeze is still there, and when the limit and a little more have passed asks virsh to thaw until
+the guest has answered. It costs a process of some hundred KiB for as long as a freeze lasts; a freeze that ends ends it. Where virsh is not
 installed there is no guard: then the guest waits for the node.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -15,13 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-_EXTRA_S: Final = 2.0
+_EXTRA_S: Final = 2
 _TRIES: Final = 600
 _SCRIPT: Final = f"""
-sleep "$1"; tries=0
-while [ -e "$2" ] && [ $tries -lt {_TRIES} ]; do
-  timeout 10 virsh -q -c "$3" domfsthaw "$4" && rm -f "$2"
-  tries=$((tries + 1)); sleep 1
+waited=0
+while [ -e "$2" ] && [ $waited -lt {_TRIES} ]; do
+  [ $waited -lt "$1" ] || {{ timeout 10 virsh -q -c "$3" domfsthaw "$4" && rm -f "$2" && exit; }}
+  waited=$((waited + 1)); sleep 1
 done
 """
 
@@ -38,7 +39,7 @@ class ThawGuard:
         """Thaw in a little more than `limit_s`, whatever becomes of this process, unless `marker` is gone by then."""
         if shutil.which("virsh") is None:
             return
-        arguments = [f"{limit_s + _EXTRA_S:g}", str(marker.absolute()), self._uri, self._machine]
+        arguments = [str(math.ceil(limit_s) + _EXTRA_S), str(marker.absolute()), self._uri, self._machine]
         with suppress(OSError):  # no process to be had: the node and its watchdog are still there
             self._process = subprocess.Popen(
                 ["/bin/sh", "-c", _SCRIPT, "secondsite-thaw", *arguments],

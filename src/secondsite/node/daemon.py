@@ -19,6 +19,7 @@ import structlog
 
 from secondsite import durable
 from secondsite.capture.checkpoints import adopt_checkpoint
+from secondsite.capture.guard import ThawGuard
 from secondsite.capture.guest_agent import LibvirtAgent
 from secondsite.capture.machine import Machine
 from secondsite.capture.port import Capture
@@ -220,7 +221,8 @@ class NodeDaemon:
 
     def _quiescer(self, record: ItemRecord) -> Quiescer:
         agent = LibvirtAgent(Machine(self.config.fabric, record.vm, record.disks))
-        return Quiescer(agent, self.items.folder(record.item) / "frozen")
+        guard = ThawGuard(self.config.fabric, record.vm)
+        return Quiescer(agent, self.items.folder(record.item) / "frozen", guard=guard)
 
     def _limiter(self, record: ItemRecord) -> TokenBucket:
         """The item's bucket: it follows the policy as it stands, and its schedule, also amid a transfer."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from secondsite.capture.fake_agent import FakeAgent
+from secondsite.capture.guard import ThawGuard
 from secondsite.capture.quiesce import POST_THAW, PRE_FREEZE, Quiescer
 from secondsite.errors import NoSpaceError, TimeoutExceededError, UnavailableError
 from support.patience import wait_until
@@ -129,3 +131,49 @@ def test_the_marker_is_there_before_the_guest_is_frozen(tmp_path: Path) -> None:
 
     quiescer(Watched(), tmp_path).around(lambda: None)
     assert marked == [True]
+
+
+class FakeGuard:
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def begin(self, marker: Path, limit_s: float) -> None:
+        assert marker.exists()
+        self.calls.append(f"begin {limit_s:g}")
+
+    def end(self) -> None:
+        self.calls.append("end")
+
+
+@pytest.mark.parametrize("fail_thaws", [0, 3])
+def test_a_guard_watches_from_before_the_freeze_until_the_guest_is_thawed(
+    tmp_path: Path, fail_thaws: int
+) -> None:
+    guard, agent = FakeGuard(), FakeAgent(fail_thaws=fail_thaws)
+    seen: list[list[str]] = []
+    quiescer = Quiescer(agent, tmp_path / "frozen", limit_s=60, guard=guard, pause=lambda _: None)
+    quiescer.around(lambda: seen.append(list(guard.calls)))
+    assert seen == [["begin 60"]]
+    wait_until(lambda: guard.calls == ["begin 60", "end"])
+
+
+def test_a_freeze_that_ends_leaves_no_guard_behind(tmp_path: Path) -> None:
+    guard = ThawGuard("test:///default", "test")
+    marker = tmp_path / "frozen"
+    marker.touch()
+    guard.begin(marker, 60)
+    process = guard._process
+    assert process is not None
+    assert process.poll() is None
+    guard.end()
+    guard.end()
+    assert process.poll() is not None
+
+    def gone() -> bool:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    wait_until(gone)  # the sleep that it waited for, too
