@@ -63,7 +63,7 @@ class Host:
         self.gate = self._gate()
         (self.side.folders.run / "booted").write_text("boot-0")
         self.gate.begin()
-        self.gate.look()
+        self.look()
 
     def _gate(self) -> Gate:
         side, boot = self.side, f"boot-{self.boots}"
@@ -94,7 +94,9 @@ class Host:
         self.side.replicators.running = False
 
     def look(self) -> None:
+        """One round of everything."""
         self.gate.look()
+        self.gate.ask()
 
     @property
     def held(self) -> Held | None:
@@ -359,6 +361,25 @@ def test_a_source_that_was_refused_by_the_running_side_stops_its_machine(host: H
         PowerState.OFF,
         True,
     )
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_source_learns_from_its_target_that_it_was_superseded_also_between_its_cycles(
+    host: Host, paused: bool
+) -> None:
+    """After the link had been down for long its next try was half an hour away, and it ran beside the other side."""
+    if paused:
+        host.side.done("source.pause")
+    for answer in (1, 3, SILENT, active(1), StaleEpochError("standby", role="standby", current=9)):
+        host.others.at_target = answer
+        host.gate.probe()
+        host.look()
+        assert (host.side.record.role, host.side.power) == (Role.SOURCE, PowerState.RUNNING)
+    host.others.at_target = active(2)
+    host.gate.probe()
+    host.look()
+    assert (host.side.record.role, host.side.record.epoch) == (Role.STANDBY, 2)
+    assert (host.side.power, host.side.locked) == (PowerState.OFF, True)
 
 
 def test_a_source_that_was_released_meanwhile_is_not_stopped(host: Host) -> None:

@@ -11,12 +11,14 @@ until someone confirms that this side may write:
 An active target, or a service that names another node, under a later epoch: stepping down, at once. Anything else, also
 silence: held, and asked again. What was held stays held over restarts of this daemon.
 
-It also finishes what a cut left of stepping down, and steps down when the replicator is told that it was superseded.
+It also finishes what a cut left of stepping down, and steps down when a source was superseded. The replicator learns that from a refused
+cycle; but cycles may be far apart, paused, or waiting for their next try, so the gate asks the target of every source now and then.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -37,6 +39,8 @@ from secondsite.node.source.replicator import Replicators
 LOOK_S: Final = 1.0
 WATCH_EVERY: Final = 5
 """Machines that are not held are looked at in every fifth round."""
+PROBE_S: Final = 20.0
+"""How long a source may go on beside the other side when the link is back and no service tells it."""
 ASKERS: Final = 8
 MARKER: Final = "booted"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -91,7 +95,7 @@ class Gate:
         self._fenced: set[ItemId] = set()
         self._stop = threading.Event()
         self._wake = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     def begin(self) -> None:
         """Hold every machine if the host has booted since the last call; durable before it says so."""
@@ -105,16 +109,18 @@ class Gate:
         durable.write_atomic(self._marker, boot.encode())
 
     def start(self) -> None:
-        """Begin to look."""
-        self._thread = threading.Thread(target=self._run, name="gate", daemon=True)
-        self._thread.start()
+        """Begin to look, and beside that to ask: who does not answer holds up nothing else."""
+        for name, run in (("gate", self._run), ("gate-ask", self._run_asking)):
+            thread = threading.Thread(target=run, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
 
     def close(self) -> None:
         """Stop."""
         self._stop.set()
         self._wake.set()
-        if self._thread is not None:
-            self._thread.join(30)
+        for thread in self._threads:
+            thread.join(30)
 
     def superseded(self, item: ItemId, epoch: Epoch) -> None:
         """The other side runs the item's machine under this epoch: step down, in the gate's own thread."""
@@ -122,12 +128,25 @@ class Gate:
         self._wake.set()
 
     def look(self, *, watch: bool = True) -> None:
-        """Look at every item once."""
+        """Look at every machine once."""
         for record in self._items.all():
             self._act(record.item, lambda current: self._tend(current, watch))
+
+    def ask(self) -> None:
+        """Ask about what is held, once."""
         held = [record for record in self._items.all() if _is_held(record)]
         if held:
             self._ask(held)
+
+    def probe(self) -> None:
+        """Ask the targets of all sources that run whether the other side has taken over."""
+        sources = [
+            record for record in self._items.all() if record.role is Role.SOURCE and not _is_held(record)
+        ]
+        for record, verdict in zip(sources, self._ask_targets(sources), strict=True):
+            if verdict.superseded is not None:
+                log.warning("the other side runs it", item=record.item, epoch=verdict.superseded)
+                self.superseded(record.item, verdict.superseded)
 
     # -- the loop ------------------------------------------------------------------------------------------
 
@@ -141,6 +160,17 @@ class Gate:
             rounds += 1
             self._wake.wait(LOOK_S)
             self._wake.clear()
+
+    def _run_asking(self) -> None:
+        probed = time.monotonic()
+        while not self._stop.wait(LOOK_S):
+            try:
+                self.ask()
+                if time.monotonic() - probed >= PROBE_S:
+                    self.probe()
+                    probed = time.monotonic()
+            except Exception:
+                log.exception("the gate could not ask")
 
     def _act(self, item: ItemId, act: Callable[[ItemRecord], None]) -> None:
         """Do something with the item as it is now, unless a command has it; there is always a next round."""
@@ -197,8 +227,7 @@ class Gate:
 
     def _ask(self, held: list[ItemRecord]) -> None:
         """Ask the targets, each of those that do not answer then the service, once for all. No lock is held meanwhile."""
-        with ThreadPoolExecutor(ASKERS, thread_name_prefix="gate-ask") as pool:
-            verdicts = list(pool.map(self._ask_target, held))
+        verdicts = self._ask_targets(held)
         if not all(verdict.decided for verdict in verdicts):
             known = self._ask_service()
             verdicts = [
@@ -210,6 +239,12 @@ class Gate:
                 asked.item,
                 lambda record, asked=asked, verdict=verdict: self._follow(record, asked, verdict),  # type: ignore[misc]
             )
+
+    def _ask_targets(self, records: list[ItemRecord]) -> list[Verdict]:
+        if not records:
+            return []
+        with ThreadPoolExecutor(ASKERS, thread_name_prefix="gate-ask") as pool:
+            return list(pool.map(self._ask_target, records))
 
     def _ask_target(self, record: ItemRecord) -> Verdict:
         try:
