@@ -162,6 +162,25 @@ def test_nothing_is_needed_of_a_source_that_is_away_and_it_is_told_when_it_is_ba
     assert "stepped-down" in world.told()
 
 
+def test_a_source_that_dies_with_the_order_in_its_hands_is_not_waited_for(world: World) -> None:
+    """Its poll hung when the host went down, and took the order to nobody."""
+    three_points(world)
+    died = threading.Thread(target=world.away, args=("host-ams",))
+
+    def dies(command: Command) -> None:
+        if died.ident is None:
+            with world.store.transaction() as tx:
+                commands.mark_delivered(tx, [command.id], world.clock())
+            died.start()
+
+    world.answers |= {"source.prepare": dies, "source.demote": absent}
+    job = world.succeed(Operation.UNPLANNED_FAILOVER)
+    died.join()
+    assert world.kinds == ["target.failover"]
+    assert job.result is not None
+    assert "could not ship its last changes" in job.result["information"]
+
+
 def test_writes_that_no_point_has_are_told_when_the_old_side_is_back(world: World) -> None:
     three_points(world)
     world.away("host-ams")

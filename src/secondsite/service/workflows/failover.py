@@ -14,6 +14,7 @@ raised its own by then, and an epoch never goes down.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from secondsite.errors import RemoteError, SecondSiteError
@@ -95,8 +96,15 @@ def _check(run: Run, facts: Json) -> None:
         check_ready(tx, items.get(tx, facts["item"]))
 
 
-def prepare(run: Run, facts: Json, ordinal: int, limit: Limit | None = None) -> Json:
-    """Shut the guest down and seal its last changes; return that point."""
+def prepare(
+    run: Run,
+    facts: Json,
+    ordinal: int,
+    limit: Limit | None = None,
+    *,
+    unless: Callable[[Transaction], bool] = lambda _tx: False,
+) -> Json:
+    """Shut the guest down and seal its last changes; return that point. It waits no longer once `unless` holds."""
     limit = limit or LIMITS["source.prepare"]
     timeout = int(facts["parameters"].get("shutdown_timeout_s") or facts["policy"]["shutdown_timeout_s"])
     try:
@@ -108,7 +116,7 @@ def prepare(run: Run, facts: Json, ordinal: int, limit: Limit | None = None) -> 
             facts["epoch"],
             {"shutdown_timeout_s": timeout},
             limit=Limit(limit.delivery_s, limit.total_s + timeout, limit.withdraw),
-            unless=lambda tx: is_cancelled(run, tx),
+            unless=lambda tx: is_cancelled(run, tx) or unless(tx),
         )
     except SecondSiteError:
         check_cancelled(run)

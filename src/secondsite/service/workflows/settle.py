@@ -60,8 +60,8 @@ def reverse(run: Run) -> None:
     try:
         facts = read_facts(run)
         run.task(CHECK, lambda: _check(run, facts))
-        # Before the order, so that the first report of the new journal already counts.
         check_cancelled(run)
+        # Before the order, so that the first report of the new journal already counts.
         run.change(
             "journal-moves",
             f"{facts['source_name']} will keep the journal",

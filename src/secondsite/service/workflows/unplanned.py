@@ -27,7 +27,7 @@ from secondsite.service.usecases import standing
 from secondsite.service.vocabulary import Severity
 from secondsite.service.workflows import rollback
 from secondsite.service.workflows.choosing import choose_point
-from secondsite.service.workflows.facts import networks_between, read_facts, was_away
+from secondsite.service.workflows.facts import is_away, networks_between, read_facts, was_away
 from secondsite.service.workflows.failover import prepare
 from secondsite.service.workflows.halting import check_cancelled, pass_no_return
 from secondsite.service.workflows.limits import SHIP_LAST
@@ -120,7 +120,8 @@ def _shut_down(run: Run, facts: Json, told: list[str]) -> Json | None:
         told.append(f"{facts['source_name']} does not answer: what it had not shipped is not there")
         return None
     try:
-        return prepare(run, facts, PREPARE, SHIP_LAST)
+        # A node that died may have been handed the order by a poll that hung: it is not waited for either.
+        return prepare(run, facts, PREPARE, SHIP_LAST, unless=lambda tx: is_away(run, tx, facts["source"]))
     except SecondSiteError as error:
         check_cancelled(run)
         told.append(f"{facts['source_name']} could not ship its last changes: {error.message}")
