@@ -36,7 +36,7 @@ from secondsite.journal.points import PointInfo
 from secondsite.journal.store import Store, naming
 from secondsite.journal.view import View, find, open_view
 from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId, Sequence
-from secondsite.model.manifest import Manifest
+from secondsite.model.manifest import Consistency, Manifest
 from secondsite.model.policy import Policy
 from secondsite.model.retention import PointAge, points_to_keep
 
@@ -72,6 +72,14 @@ class Maintenance:
 
 def _no_progress(_done: int) -> None:
     return None
+
+
+def _age(point: PointInfo, shared: Mapping[str, Consistency] | None) -> PointAge:
+    """Return what retention looks at. A point of a cut that not all members have is one like any other."""
+    if point.group is None or (shared is not None and point.group not in shared):
+        return PointAge(point.sequence, point.time, point.consistency)
+    consistency = point.consistency if shared is None else shared[point.group]
+    return PointAge(point.sequence, point.time, consistency, shared=True)
 
 
 class Journal:
@@ -415,11 +423,17 @@ class Journal:
     # -- upkeep ----------------------------------------------------------------------------------------
 
     def maintain(
-        self, policy: Policy, now: datetime, progress: Callable[[int], None] = _no_progress
+        self,
+        policy: Policy,
+        now: datetime,
+        progress: Callable[[int], None] = _no_progress,
+        *,
+        shared: Mapping[str, Consistency] | None = None,
     ) -> Maintenance:
         """Give up what `policy` does not keep: fold what is older, thin what lies between, collect garbage.
 
-        What is pinned stays for a later call.
+        What is pinned stays for a later call. `shared`: the cuts that every member of the machine's group has, with the
+        least consistency of their points, so that all members choose alike; None: every cut that is named here.
 
         Raises:
             CorruptError: something to be folded or merged is damaged; it is kept, and of the points that it would go with
@@ -430,11 +444,7 @@ class Journal:
             self._tidy(progress)
             before = self._store.base_state().floor
             points = self.points()
-            ages = [
-                PointAge(point.sequence, point.time, point.consistency, point.group is not None)
-                for point in points
-            ]
-            kept = points_to_keep(ages, policy, now)
+            kept = points_to_keep([_age(point, shared) for point in points], policy, now)
             held_by = None
             if kept and kept[0] > before:
                 goal, held_by = self._unpinned(kept[0], [point.sequence for point in points])

@@ -24,6 +24,7 @@ from secondsite.journal.documents import BaseState
 from secondsite.model.ids import Digest, Epoch, Sequence
 from secondsite.model.manifest import (
     GROUP_LABEL,
+    GROUP_MEMBERS_LABEL,
     MANIFEST_BYTES_MAX,
     Consistency,
     Manifest,
@@ -49,6 +50,12 @@ class PointInfo:
     stored: int
     group: str | None = None
     """The cut that it shares with other machines' points, "<group>:<number>"."""
+    group_members: int = 0
+    """How many machines were cut together."""
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) < 10 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,7 @@ class StoredPoint:
                 for disk in disks
             ),
             group=manifest.labels.get(GROUP_LABEL),
+            group_members=_number(manifest.labels.get(GROUP_MEMBERS_LABEL, "")),
         )
 
 

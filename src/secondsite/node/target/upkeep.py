@@ -16,6 +16,7 @@ from secondsite.node.records import ItemRecord, ItemStore, Role
 from secondsite.node.target.journals import Journals
 from secondsite.node.target.replicas import Replicas
 from secondsite.node.target.settler import Settler
+from secondsite.node.target.sharing import complete_cuts
 
 TEND_S: Final = 1.0
 MAINTAIN_S: Final = 30.0
@@ -77,7 +78,15 @@ class Upkeep:
         journal = self._journals.get(record.item)
         last = journal.status().last
         if last is None or last.epoch == record.epoch:
-            journal.maintain(record.policy, self._clock())
+            others = (
+                self._journals.get(other.item).points()
+                for other in self._items.all()
+                if other.item != record.item
+                and other.role is Role.TARGET
+                and self._journals.exists(other.item)
+            )
+            shared = complete_cuts(journal.points(), others)
+            journal.maintain(record.policy, self._clock(), shared=shared)
 
     def _loop(
         self,
