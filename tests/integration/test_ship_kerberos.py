@@ -308,15 +308,25 @@ def test_a_target_that_lacks_the_services_key_is_not_believed(site: KerberosSite
     assert site.site.receiver.received == 0
 
 
-def test_an_answer_without_proof_is_not_believed(site: KerberosSite, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [None, b"garbage", bytes.fromhex("a1073005a0030a0100")],
+    ids=["nothing", "garbage", "just 'accepted'"],
+)
+def test_an_answer_without_proof_is_not_believed(
+    site: KerberosSite, monkeypatch: pytest.MonkeyPatch, answer: bytes | None
+) -> None:
+    # The last one is SPNEGO's "accepted" without the Kerberos token that only the key's owner can make.
     accept = KerberosAcceptor.accept
 
-    def mute(self: KerberosAcceptor, *arguments: Any) -> Any:
-        return accept(self, *arguments)[0], None
+    def boast(self: KerberosAcceptor, *arguments: Any) -> Any:
+        return accept(self, *arguments)[0], answer
 
-    monkeypatch.setattr(KerberosAcceptor, "accept", mute)
-    with site.client(site.trust(ME)) as client, pytest.raises(UnauthenticatedError, match="did not prove"):
-        client.get(STATUS)
+    monkeypatch.setattr(KerberosAcceptor, "accept", boast)
+    part = site.site.part(b"secret")
+    with pytest.raises(UnauthenticatedError):
+        site.site.sender(trust=site.trust(ME)).send([part])
+    assert site.site.receiver.received == 0
 
 
 # -- what is missing says so --------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -125,6 +126,25 @@ def test_a_node_without_its_keytab_starts_says_why_and_listens_once_it_is_there(
         keytab.write_bytes(kdc.keytab(NAMES["recovery"]).read_bytes())
         wait_until(lambda: tickets.error is None, 20, "the listener")
         assert tickets.address == f"127.0.0.1:{tickets.listener.address[1]}"
+
+
+def test_a_port_that_is_taken_is_tried_again(
+    short_path: Path, hypervisor_pair: HypervisorPair, kdc: PrivateKdc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_kerberos, "RETRY_S", 0.05)
+    name = NAMES["recovery"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        settings = KerberosConfig(name, str(kdc.keytab(name)), listen_host="127.0.0.1", listen_port=port)
+        context = node_pair(short_path, hypervisor_pair, {"recovery": settings})
+        with kdc.using(), context as pair:
+            tickets = pair.recovery.daemon.tickets
+            assert tickets is not None
+            assert tickets.error is not None
+            taken.close()
+            wait_until(lambda: tickets.address, 20, "the listener")
+            with socket.create_connection(("127.0.0.1", port), timeout=10):
+                pass
 
 
 def test_settings_survive_a_restart(short_path: Path, hypervisor_pair: HypervisorPair) -> None:

@@ -54,6 +54,7 @@ class PrivateKdc:
             "KRB5CCNAME": f"FILE:{self.folder}/nobody",
             "KRB5_KTNAME": f"FILE:{self.folder}/none",
             "KRB5_CLIENT_KTNAME": f"FILE:{self.folder}/none",
+            "KRB5RCACHENAME": "none:",  # ours must not depend on the machine's replay cache
         }
 
     def start(self) -> None:
