@@ -151,9 +151,10 @@ def _reported(listed: list[Item]) -> Iterator[Metric]:
     for counter, (name, text) in COUNTERS.items():
         family = CounterMetricFamily(f"secondsite_item_{name}", text, labels=_LABELS)
         for item in listed:
-            value = _number(item.source_report, "counters", counter)
-            if value is not None:
-                family.add_metric([item.name, item.id], value)
+            # A counter that its node has not begun is zero; a source that has said nothing has no counters at all.
+            if isinstance((item.source_report or {}).get("counters"), dict):
+                counted = _number(item.source_report, "counters", counter) or 0.0
+                family.add_metric([item.name, item.id], counted)
         yield family
     for key, (name, text) in JOURNAL.items():
         found = {item.id: _number(item.target_report, "journal", key) for item in listed}

@@ -66,6 +66,7 @@ def test_a_scrape_tells_items_health_rpo_and_what_nodes_count(world: World, clie
     assert values(found, "secondsite_item_cycles_total") == [9.0]
     assert values(found, "secondsite_item_shipped_bytes_total") == [4096.0]
     assert values(found, "secondsite_item_cycles_overrun_total") == [1.0]
+    assert values(found, "secondsite_item_cycles_failed_total") == [0.0]
     assert values(found, "secondsite_item_journal_runway_seconds") == [7200.0]
     assert values(found, "secondsite_health_errors", code="journal-nearly-full", level="critical") == [1.0]
     assert values(found, "secondsite_nodes", state="alive") == [2.0]

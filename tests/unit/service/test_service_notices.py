@@ -265,17 +265,16 @@ def test_a_digest_is_as_bad_as_the_worst_of_it() -> None:
 def test_a_notice_names_the_machine_its_causes_and_what_to_do(world: World, inbox: Inbox) -> None:
     item = world.protected()
     configure(world)
-    details = {"causes": ["the link is away"], "action": "look at it"}
     with world.store.transaction() as tx:
-        event = events.NewEvent(
-            world.clock(), "cannot-send", "no", Severity.CRITICAL, item_id=item.id, details=details
-        )
-        events.add(tx, event)
+        for code in ("cannot-send", "rpo-exceeded", "failover-done"):
+            events.add(tx, events.NewEvent(world.clock(), code, "no", Severity.CRITICAL, item_id=item.id))
     dispatch = Dispatch(world.ctx, send=inbox)
     look(dispatch)
     assert inbox.messages[0].title == "[critical] test: cannot-send (web-1)"
-    assert "- the link is away" in inbox.messages[0].body
-    assert "Do: look at it" in inbox.messages[0].body
+    assert "- the network between the sites is away or too thin" in inbox.messages[0].body
+    assert "Do: read the error" in inbox.messages[0].body
+    assert "Do: look at the item's statistics" in inbox.messages[1].body
+    assert "Do:" not in inbox.messages[2].body
 
 
 # -- settings ----------------------------------------------------------------------------------------------

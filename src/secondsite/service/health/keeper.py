@@ -90,7 +90,7 @@ def _tell_begin(tx: Transaction, finding: Finding, now: datetime) -> None:
             SEVERITY[finding.level],
             item_id=finding.subject_id if finding.subject is Subject.ITEM else None,
             node_id=finding.subject_id if finding.subject is Subject.NODE else None,
-            details={"causes": list(finding.causes), "action": finding.action},
+            details={"possible_causes": list(finding.causes), "recommended_action": finding.action},
         ),
     )
 

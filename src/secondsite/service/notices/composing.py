@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+from secondsite.service.health.place_rules import NODE_RULES, VAULT_RULES
+from secondsite.service.health.rule import Rule
+from secondsite.service.health.rules import ITEM_RULES
 from secondsite.service.store.records import Event
 from secondsite.service.vocabulary import Severity
 
 DIGEST_LINES: Final = 100
+_RULES: Final[Mapping[str, Rule[Any]]] = {
+    rule.code: rule for rule in (*ITEM_RULES, *NODE_RULES, *VAULT_RULES)
+}
+_RULE_OF: Final = {"rpo-exceeded": "rpo"}
+"""Events of the monitor that have another code than the health rule of the same thing."""
 _ORDER: Final = (Severity.CRITICAL, Severity.WARNING, Severity.INFO)
 
 
@@ -47,11 +55,9 @@ def compose(due: Sequence[Event], budget: int, names: Names) -> list[Message]:
 
 def _single(event: Event, names: Names) -> Message:
     lines = [event.message, ""]
-    causes = event.details.get("causes")
-    if isinstance(causes, list) and causes:
-        lines += ["Possible causes:", *(f"- {cause}" for cause in causes), ""]
-    if event.details.get("action"):
-        lines += [f"Do: {event.details['action']}", ""]
+    rule = _RULES.get(_RULE_OF.get(event.code, event.code))
+    if rule is not None:
+        lines += ["Possible causes:", *(f"- {cause}" for cause in rule.causes), "", f"Do: {rule.action}", ""]
     lines.append(_line_of_origin(event, names))
     title = f"[{event.severity.value}] {names.vault}: {event.code}{_where(event, names)}"
     return Message(title, "\n".join(lines), event.severity, (event.id,))
