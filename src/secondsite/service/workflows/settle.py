@@ -83,7 +83,6 @@ def reverse(run: Run) -> None:
             _kept(run, facts, adopted)
         elif base == UNKNOWN:
             _fresh_journal(run, facts, adopted)
-        host, port = facts["source_address"]
         run.command(
             START,
             "source.start",
