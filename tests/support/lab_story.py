@@ -236,7 +236,14 @@ class LabStory:
         return self._files
 
     def guest(
-        self, name: str, *, count: int = 2, size: int = 96 * MIB, rate: int = 200, record_area: int = 4 * MIB
+        self,
+        name: str,
+        *,
+        count: int = 2,
+        size: int = 96 * MIB,
+        rate: int = 200,
+        record_area: int = 4 * MIB,
+        agent: bool = False,
     ) -> LabGuest:
         """Make the disks of a guest and define it at the first site, off."""
         files = self.files()
@@ -245,7 +252,9 @@ class LabStory:
         for disk in disks:
             hypervisor.own(disk)
         networks = ["lab-prod"] if hypervisor.has_networks else []
-        self.connection("primary").defineXML(domain_xml(name, files, disks, rate=rate, networks=networks))
+        self.connection("primary").defineXML(
+            domain_xml(name, files, disks, rate=rate, networks=networks, agent=agent)
+        )
         return LabGuest(self, name)
 
     # -- points
