@@ -26,7 +26,7 @@ from secondsite.service.store import (
     pruning,
     vaults,
 )
-from secondsite.service.store.database import Store
+from secondsite.service.store.database import FencedError, Store, is_transient
 from secondsite.service.store.lease import ServiceLock
 from secondsite.service.store.records import CloudMapping, Job, Point, Site
 from secondsite.service.store.tables import cloud_mappings, clouds, metadata, policies
@@ -532,6 +532,51 @@ def test_a_service_that_loses_its_lock_is_told_at_once(postgres: PrivatePostgres
     assert lost.wait(20)
     lock.release()
     store.close()
+
+
+def test_a_service_that_another_took_over_from_writes_nothing_any_more(postgres: PrivatePostgres) -> None:
+    url = postgres.new_database()
+    old, new = Store.open(url), Store.open(url)
+    with old.transaction() as tx:
+        vaults.create_vault(tx, "v", NOW)
+    old.lead()
+    with old.transaction() as tx:
+        vaults.create_site(tx, Site(SiteId("a"), "before", NOW))
+    new.lead()
+    with pytest.raises(FencedError) as refused, old.transaction() as tx:
+        vaults.create_site(tx, Site(SiteId("b"), "late", NOW))
+    assert is_transient(refused.value), "a step must not record it as its outcome"
+    with new.transaction() as tx:
+        vaults.create_site(tx, Site(SiteId("c"), "after", NOW))
+    with old.reading() as tx:
+        assert [site.name for site in vaults.list_sites(tx)] == ["after", "before"]
+    old.close()
+    new.close()
+
+
+def test_a_new_term_waits_for_what_is_being_written(postgres: PrivatePostgres) -> None:
+    url = postgres.new_database()
+    old, new = Store.open(url), Store.open(url)
+    with old.transaction() as tx:
+        vaults.create_vault(tx, "v", NOW)
+    old.lead()
+    leads = threading.Event()
+
+    def take_over() -> None:
+        new.lead()
+        leads.set()
+
+    thread = threading.Thread(target=take_over)
+    with old.transaction() as tx:
+        thread.start()
+        assert not leads.wait(0.3)
+        vaults.create_site(tx, Site(SiteId("a"), "just in time", NOW))
+    assert leads.wait(20)
+    thread.join()
+    with new.reading() as tx:
+        assert [site.name for site in vaults.list_sites(tx)] == ["just in time"]
+    old.close()
+    new.close()
 
 
 # -- orders that were given up -----------------------------------------------------------------------------

@@ -157,6 +157,7 @@ class Service:
         credentials = authority.issue_credentials(SERVICE, folder.tls, names=_names(options))
         store = Store.open(database.render_as_string(hide_password=False))
         self._parts.append(store.close)
+        store.lead()
         with store.transaction() as tx:
             vaults.pin_authority(tx, authority.fingerprint)
             vault = vaults.get_vault(tx)
@@ -210,9 +211,16 @@ class Service:
         self.stopping.set()
 
     def stop(self) -> None:
-        """Stop everything, the last started first. Workflows go on at the next start."""
+        """Stop everything, the last started first. Workflows go on at the next start.
+
+        A part that cannot put away what it has (the database is gone) must not keep the others from ending.
+        """
         while self._parts:
-            self._parts.pop()()
+            part = self._parts.pop()
+            try:
+                part()
+            except Exception:
+                log.exception("a part of the service did not end well")
 
     def _tell(
         self,

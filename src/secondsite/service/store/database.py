@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,16 @@ from secondsite.errors import ConflictError, UnavailableError
 
 BUSY_TIMEOUT_MS: Final = 30_000
 POOL_SIZE: Final = 16
+APPLICATION: Final = "secondsite"
+PROBES: Final = {
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 2,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 5000,
+}
+"""Of libpq: a database whose machine is gone is noticed within some five seconds, also in the middle of a call."""
 MIGRATION_LOCK: Final = 7204513
 """The key of PostgreSQL's advisory lock; any number that nobody else uses."""
 
@@ -41,8 +51,14 @@ _SQLITE_TRANSIENT: Final = frozenset(
 )
 
 
+class FencedError(SQLAlchemyError):
+    """Another service has taken over this database. It counts as transient: nothing may be recorded of what it cuts short."""
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the database itself failed (it is away, busy or full), so that the same may work later."""
+    if isinstance(error, FencedError):
+        return True
     if not isinstance(error, OperationalError):
         return isinstance(error, SQLAlchemyError) and getattr(error, "connection_invalidated", False)
     if isinstance(error.orig, sqlite3.Error):  # which calls a syntax error "operational", too
@@ -80,6 +96,7 @@ class Transaction:
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
+        self._last: list[Callable[[], object]] = []
         self.wakes = False
 
     def execute(self, statement: sa.Executable) -> sa.CursorResult[Any]:
@@ -94,6 +111,15 @@ class Transaction:
             ) from error
         return result
 
+    def at_end(self, action: Callable[[], object]) -> None:
+        """Call `action` as the last thing before the commit: for what takes a lock that all writers share."""
+        self._last.append(action)
+
+    def close(self) -> None:
+        """Do what was left for the end."""
+        for action in self._last:
+            action()
+
     def wake(self) -> None:
         """Ring the bell after this transaction has committed."""
         self.wakes = True
@@ -106,6 +132,7 @@ class Store:
         self.url = sa.make_url(url)
         self.bell = Bell()
         self._engine = _engine(self.url)
+        self._term: int | None = None
 
     @classmethod
     def open(cls, url: str) -> Store:
@@ -129,9 +156,28 @@ class Store:
         """A transaction that may write: committed at the end of the block, rolled back if it raises."""
         with self._engine.connect() as connection, connection.begin():
             tx = Transaction(connection)
+            if self._term is not None and not self._leads(connection):
+                raise FencedError("another service has taken over this database")
             yield tx
+            tx.close()
         if tx.wakes:
             self.bell.ring()
+
+    def lead(self) -> None:
+        """Begin a new term: from now on every other store that writes to this PostgreSQL is refused.
+
+        It returns when what others had under way has ended. With SQLite nothing happens: there the folder's lock guards.
+        """
+        if self.url.get_backend_name() != "postgresql":
+            return
+        statement = sa.text("UPDATE vault SET term = term + 1 RETURNING term")
+        with self._engine.connect() as connection, connection.begin():
+            self._term = connection.scalar(statement)
+
+    def _leads(self, connection: sa.Connection) -> bool:
+        # The row's shared lock, held until the commit, is what makes a new term wait for this transaction.
+        statement = sa.text("SELECT 1 FROM vault WHERE term = :term FOR SHARE")
+        return connection.scalar(statement, {"term": self._term}) is not None
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
@@ -160,7 +206,10 @@ class Store:
 def _engine(url: sa.URL) -> sa.Engine:
     if url.get_backend_name() == "postgresql":
         engine = sa.create_engine(
-            url.set(drivername="postgresql+psycopg"), pool_size=POOL_SIZE, pool_pre_ping=True
+            url.set(drivername="postgresql+psycopg"),
+            pool_size=POOL_SIZE,
+            pool_pre_ping=True,
+            connect_args={"application_name": APPLICATION, **PROBES},
         )
         sa.event.listen(engine, "begin", _begin_postgresql)
         return engine

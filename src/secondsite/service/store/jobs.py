@@ -40,7 +40,7 @@ def change(tx: Transaction, job_id: JobId, *, state: JobState | None = None, **v
     if state is not None:
         values["state"] = state.value
     if state is not None and state.ended:
-        _audit_end(tx, get(tx, job_id, lock=True), state, values)
+        _audit_end(tx, get(tx, job_id, lock=True), state, dict(values))
     tx.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**values))
     tx.wake()
 
@@ -50,19 +50,17 @@ def _audit_end(tx: Transaction, job: Job, state: JobState, values: dict[str, Any
     if job.state.ended:
         return
     error = values.get("error") or {}
-    audit.note(
-        tx,
-        audit.Line(
-            time=values.get("ended") or job.created,
-            actor=job.requested_by,
-            method="JOB",
-            path=job.operation,
-            outcome=state.value.lower(),
-            item=job.item_name,
-            job_id=job.id,
-            detail=error.get("message"),
-        ),
+    line = audit.Line(
+        time=values.get("ended") or job.created,
+        actor=job.requested_by,
+        method="JOB",
+        path=job.operation,
+        outcome=state.value.lower(),
+        item=job.item_name,
+        job_id=job.id,
+        detail=error.get("message"),
     )
+    tx.at_end(lambda: audit.note(tx, line))
 
 
 def get(tx: Transaction, job_id: str, *, lock: bool = False) -> Job:

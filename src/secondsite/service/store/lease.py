@@ -6,7 +6,7 @@ connection asks the server to probe it (TCP keepalive). The holder notices the l
 closes, or within some five seconds when nothing comes through any more; `lost` is called, and it must stop before it acts again.
 
 A standby asks four times a second. Who waited lets a moment pass after it got the lock (`SETTLE_S`), so that a holder that lost only its
-connection has stopped. What both might still do is harmless, because orders have one id each and the database takes each once.
+connection has stopped, ends the connections that it left, and begins a new term (`Store.lead`): what the other still wants to write is refused.
 It does not notice a holder that is stopped but alive (SIGSTOP): such a one keeps the lock.
 """
 
@@ -24,20 +24,15 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from secondsite.errors import ConflictError, UnavailableError
+from secondsite.service.store.database import APPLICATION, PROBES
 
 SERVICE_LOCK: Final = 7204514
 """The key of PostgreSQL's advisory lock; any number that nobody else uses."""
 ASK_EVERY_S: Final = 0.25
 SETTLE_S: Final = 1.0
 
-_CLIENT_PROBES: Final = {
-    "connect_timeout": 5,
-    "keepalives": 1,
-    "keepalives_idle": 2,
-    "keepalives_interval": 1,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 5000,
-}
+LEFT_BY: Final = (APPLICATION, "dbos_transact")
+"""Names that our connections, and those of the workflows' records, give themselves."""
 _SERVER_PROBES: Final = (
     "SET tcp_keepalives_idle = 2",
     "SET tcp_keepalives_interval = 1",
@@ -91,6 +86,8 @@ class ServiceLock:
                 return False
         if waited and stopping.wait(SETTLE_S):
             return False
+        if waited:
+            self._cut_off()
         self._thread = threading.Thread(target=self._watch, name="service-lock", daemon=True)
         self._thread.start()
         return True
@@ -125,6 +122,17 @@ class ServiceLock:
             log.warning("the standby does not reach the database, and goes on asking: %s", error)
             return False
 
+    def _cut_off(self) -> None:
+        """End what the holder before has left at the server: a transaction of a machine that froze would hold its rows for hours."""
+        assert self._connection is not None
+        self._connection.execute(
+            sa.text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = ANY(:names)"
+                " AND datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()"
+            ),
+            {"names": list(LEFT_BY)},
+        )
+
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -153,7 +161,7 @@ def _engine(url: sa.URL) -> sa.Engine:
         url.set(drivername="postgresql+psycopg"),
         poolclass=sa.NullPool,
         isolation_level="AUTOCOMMIT",
-        connect_args=dict(_CLIENT_PROBES),
+        connect_args=dict(PROBES),
     )
 
 

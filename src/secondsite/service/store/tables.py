@@ -95,6 +95,9 @@ vault = sa.Table(
     sa.Column(
         "ca_fingerprint", sa.Text
     ),  # so that a folder with another authority is refused before it serves
+    sa.Column(
+        "term", sa.Integer, nullable=False, server_default="0"
+    ),  # counts services: only the newest writes
     sa.CheckConstraint("id = 1", name="single"),
 )
 

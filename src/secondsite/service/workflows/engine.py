@@ -30,6 +30,7 @@ from secondsite.model.ids import JobId
 from secondsite.model.item import EVENTS, TEST_EVENTS, Event, Operation
 from secondsite.service.context import Context
 from secondsite.service.store import items, jobs
+from secondsite.service.store.database import PROBES
 from secondsite.service.store.records import Json
 from secondsite.service.vocabulary import ENABLE, TEST_OPERATIONS
 from secondsite.service.workflows.cancel import cancel
@@ -194,7 +195,8 @@ class Engine:
 def engine_url(data_dir: Path, database: sa.URL) -> sa.URL:
     """Return where the workflows' records are kept, given the store's database."""
     if database.get_backend_name() == "postgresql":
-        return database.set(drivername="postgresql+psycopg")
+        probed = {name: str(value) for name, value in PROBES.items() if name not in database.query}
+        return database.set(drivername="postgresql+psycopg").update_query_dict(probed)
     return sa.make_url(f"sqlite:///{data_dir / 'workflows.sqlite'}")
 
 

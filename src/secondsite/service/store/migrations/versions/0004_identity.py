@@ -53,6 +53,7 @@ POSTGRESQL_TRIGGERS = (
 def upgrade() -> None:
     """Change the schema."""
     op.add_column("vault", sa.Column("ca_fingerprint", sa.Text(), nullable=True))
+    op.add_column("vault", sa.Column("term", sa.Integer(), nullable=False, server_default="0"))
     _accounts()
     _audit()
     sqlite = op.get_bind().dialect.name == "sqlite"
