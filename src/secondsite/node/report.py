@@ -130,8 +130,8 @@ class Reporter:
 
 
 def standing_still(record: ItemRecord) -> dict[str, Any]:
-    """Return what a report says of a source that replicates nothing because it may not."""
-    if record.role is not Role.SOURCE:
+    """Return what a report says of a source that replicates nothing because it may not, or a machine that may not run."""
+    if record.role not in (Role.SOURCE, Role.ACTIVE):
         return {}
     if record.held is not None:
         error = HeldError(
@@ -140,7 +140,8 @@ def standing_still(record: ItemRecord) -> dict[str, Any]:
             item=record.item,
         )
         return {"phase": "held", "error": error.to_dict()}
-    return {"phase": "paused", "progress": None, "error": None} if record.paused else {}
+    paused = record.paused and record.role is Role.SOURCE
+    return {"phase": "paused", "progress": None, "error": None} if paused else {}
 
 
 class HeldError(SecondSiteError):

@@ -325,7 +325,7 @@ def test_a_journal_that_is_slow_to_open_holds_up_no_other_item(
 def test_a_fold_holds_up_no_failover(side: TargetSide, monkeypatch: pytest.MonkeyPatch) -> None:
     folding, go = threading.Event(), threading.Event()
 
-    def fold(*_: object) -> None:
+    def fold(*_: object, **_fields: object) -> None:
         folding.set()
         assert go.wait(WAIT_S)
 

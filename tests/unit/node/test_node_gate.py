@@ -20,13 +20,14 @@ from secondsite.errors import (
 )
 from secondsite.fabric.port import PowerState
 from secondsite.model.ids import Epoch, NodeId
+from secondsite.node.autostart import look_at
 from secondsite.node.records import Held, ItemRecord, Role
 from secondsite.node.report import standing_still
-from secondsite.node.source.gate import Gate, look_at
+from secondsite.node.source.gate import Gate
 from secondsite.node.source.held import START_ORDER, order_start, sentence_for, wait_for_start
 from support.journals import ITEM
 from support.power import unsynced
-from support.role_world import Killed, SourceSide, killed_at
+from support.role_world import Killed, SourceSide, TargetSide, killed_at
 
 US = NodeId("node-us")
 SILENT = UnavailableError("no route to host")
@@ -301,6 +302,106 @@ def test_a_start_that_fails_is_tried_again(host: Host) -> None:
     assert host.state == HELD
     host.look()
     assert host.state == RUNS
+
+
+# -- the other site's host boots -----------------------------------------------------------------------------
+
+
+class RecoveryHost:
+    """The host on which a failed-over machine runs."""
+
+    def __init__(self, root: Path) -> None:
+        self.side = TargetSide(root)
+        (self.side.folders.run / "booted").write_text("first")
+        self.others = FakeStanding()
+        self.side.fail_over(2)
+        self.side.settle()
+        self.gate = self._gate("first")
+        self.gate.look()
+
+    def _gate(self, boot: str) -> Gate:
+        side = self.side
+        return Gate(
+            side.items,
+            side.replicators,  # type: ignore[arg-type]
+            side.fabric,
+            side.folders.run,
+            self.others,
+            US,
+            lambda: boot,
+        )
+
+    def boot(self, *, starts_machines: bool = False) -> None:
+        self.side.fabric.power_off(self.side.record.vm)
+        if starts_machines:
+            self.side.fabric.start(self.side.record.vm)
+        self.side.reopen()
+        self.gate = self._gate("second")
+        self.gate.begin()
+
+    def look(self) -> None:
+        self.gate.look()
+        self.gate.ask()
+
+    @property
+    def power(self) -> PowerState:
+        return self.side.fabric.power(self.side.record.vm)
+
+
+@pytest.fixture
+def recovery(tmp_path: Path) -> Iterator[RecoveryHost]:
+    host = RecoveryHost(tmp_path)
+    yield host
+    host.side.close()
+
+
+@pytest.mark.parametrize("starts_machines", [False, True])
+def test_a_failed_over_machine_runs_again_after_its_hosts_boot_when_the_service_says_so(
+    recovery: RecoveryHost, starts_machines: bool
+) -> None:
+    recovery.boot(starts_machines=starts_machines)
+    recovery.look()
+    assert recovery.power is (PowerState.PAUSED if starts_machines else PowerState.OFF)
+    assert standing_still(recovery.side.record)["phase"] == "held"
+    assert recovery.others.asked == ["service"]
+    recovery.others.at_service = {ITEM: {"epoch": 2, "source": US}}
+    recovery.look()
+    assert (recovery.power, recovery.side.record.held) == (PowerState.RUNNING, None)
+    assert recovery.side.replicators.running is False
+
+
+def test_a_failed_over_machine_whose_failover_was_cancelled_meanwhile_stays_off(
+    recovery: RecoveryHost,
+) -> None:
+    """An operator had confirmed that it does not run there, while its host was down; the source runs again."""
+    recovery.boot()
+    recovery.others.at_service = {ITEM: {"epoch": 3, "source": "other"}}
+    recovery.look()
+    assert (recovery.power, recovery.side.record.role) == (PowerState.OFF, Role.ACTIVE)
+    recovery.side.done("target.abandon", 2, epoch=2, next_epoch=3)
+    record = recovery.side.record
+    assert (record.role, record.held, record.runs) == (Role.TARGET, None, False)
+
+
+def test_an_operator_starts_a_held_machine_that_has_failed_over(recovery: RecoveryHost) -> None:
+    recovery.boot()
+    record = recovery.side.record
+    folder, _record = order_start(recovery.side.folders.items, "web", sentence_for(record))
+    recovery.look()
+    wait_for_start(folder, 0)
+    assert recovery.power is PowerState.RUNNING
+
+
+def test_the_autostart_of_a_failed_over_machine_is_the_nodes_until_its_protection_ends(
+    recovery: RecoveryHost,
+) -> None:
+    side = recovery.side
+    vm = side.record.vm
+    side.fabric.set_autostart(vm, on=True)
+    recovery.look()
+    assert side.fabric.autostart(vm) is False
+    side.done("target.remove", 2)
+    assert side.fabric.autostart(vm) is True
 
 
 # -- the operator's way out ----------------------------------------------------------------------------------

@@ -21,11 +21,11 @@ from secondsite.fabric.port import Fabric, PowerState
 from secondsite.model.ids import Epoch, ItemId, NodeId, parse_disk_key
 from secondsite.model.manifest import Consistency, Manifest, format_time
 from secondsite.model.policy import Policy
+from secondsite.node.autostart import give_back_autostart, look_at
 from secondsite.node.executor import Command, Handler, Progress
 from secondsite.node.images import old_disks
 from secondsite.node.records import Acked, ItemRecord, ItemStore, Peer, Role, require_role
 from secondsite.node.source.fence import LOCK_REASON, Fence
-from secondsite.node.source.gate import give_back_autostart, look_at
 from secondsite.node.source.replicator import Replicators
 from secondsite.node.source.unprotected import other_disks
 from secondsite.ship.kerberos import parse_principal

@@ -5,7 +5,8 @@ they would run twice. So this node owns the autostart of the machines it replica
 in the record, given back when the protection ends. After a boot each machine is *held* (not started; paused if it runs)
 until someone confirms that this side may write:
 
-- the target, if its epoch is the record's and it is a target; else the service, if it names this node under this epoch;
+- the target, if its epoch is the record's and it is a target; else the service, if it names this node under this epoch
+  (of a failed-over machine only the service: its other side may have been told to go on meanwhile, and has no listener);
 - an operator on this host (`secondsite node start-held`).
 
 An active target, or a service that names another node, under a later epoch: stepping down, at once. Anything else, also
@@ -28,9 +29,10 @@ from typing import Any, Final, Protocol
 import structlog
 
 from secondsite import durable
-from secondsite.errors import NotFoundError, SecondSiteError, StaleEpochError
+from secondsite.errors import SecondSiteError, StaleEpochError
 from secondsite.fabric.port import Fabric, PowerState
 from secondsite.model.ids import Epoch, ItemId, NodeId
+from secondsite.node.autostart import look_at
 from secondsite.node.records import Held, ItemRecord, ItemStore, Role
 from secondsite.node.source.fence import Fence
 from secondsite.node.source.held import START_ORDER, take_order
@@ -43,6 +45,7 @@ PROBE_S: Final = 20.0
 """How long a source may go on beside the other side when the link is back and no service tells it."""
 ASKERS: Final = 8
 MARKER: Final = "booted"
+GATED: Final = (Role.SOURCE, Role.ACTIVE)
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 log = structlog.get_logger(__name__)
@@ -103,7 +106,7 @@ class Gate:
         if self._marker.exists() and self._marker.read_text() == boot:
             return
         for record in self._items.all():
-            if record.role is Role.SOURCE and record.held is None:
+            if record.role in GATED and record.vm and record.held is None:
                 log.info("held until its epoch is confirmed", item=record.item, name=record.name)
                 self._items.change(record.item, held=Held("the host has booted; nobody has confirmed it yet"))
         durable.write_atomic(self._marker, boot.encode())
@@ -198,7 +201,7 @@ class Gate:
                 self._fenced.add(record.item)
         elif _is_held(record):
             self._hold(record)
-        elif record.role is Role.SOURCE and watch:
+        elif record.role in GATED and record.vm and watch:
             look_at(self._items, self._fabric, record)
 
     def _step_down(self, record: ItemRecord, epoch: Epoch) -> None:
@@ -247,6 +250,10 @@ class Gate:
             return list(pool.map(self._ask_target, records))
 
     def _ask_target(self, record: ItemRecord) -> Verdict:
+        if record.role is Role.ACTIVE:
+            return Verdict(
+                "it has failed over to here, and its failover may have been cancelled", decided=False
+            )
         try:
             epoch = self._standing.target(record)
         except SecondSiteError as error:
@@ -289,11 +296,13 @@ class Gate:
     def _follow(self, record: ItemRecord, asked: ItemRecord, verdict: Verdict) -> None:
         if not _is_held(record) or record.epoch != asked.epoch or record.held is None:
             return  # an order came between
-        if verdict.superseded is not None:
+        if verdict.superseded is not None and record.role is Role.SOURCE:
             self._fence.demote(record.item, verdict.superseded)
         elif verdict.confirmed:
             log.info("confirmed", item=record.item, name=record.name, by=verdict.reason)
-            self._let_go(record, start=record.runs and record.autostart)
+            # What has failed over is to run: its autostart was the other host's to know.
+            wanted = record.autostart or record.role is Role.ACTIVE
+            self._let_go(record, start=record.runs and wanted)
         elif record.held.reason != verdict.reason:
             log.warning("held", item=record.item, name=record.name, reason=verdict.reason)
             self._items.change(record.item, held=replace(record.held, reason=verdict.reason))
@@ -305,28 +314,9 @@ class Gate:
         if (power is PowerState.OFF and start) or (power is PowerState.PAUSED and record.held.suspended):
             self._fabric.start(record.vm)
         self._items.change(record.item, held=None)
-        self._replicators.start(record.item)
-
-
-def look_at(items: ItemStore, fabric: Fabric, record: ItemRecord) -> ItemRecord:
-    """Note whether the machine runs, and take over its autostart if somebody set it."""
-    try:
-        runs = fabric.power(record.vm) is not PowerState.OFF
-        if runs != record.runs:
-            record = items.change(record.item, runs=runs)
-        if fabric.autostart(record.vm):
-            record = items.change(record.item, autostart=True)  # first: a cut must not lose it
-            fabric.set_autostart(record.vm, on=False)
-    except NotFoundError:
-        log.debug("the machine is gone", item=record.item)
-    return record
-
-
-def give_back_autostart(fabric: Fabric, record: ItemRecord) -> None:
-    """The protection ends: the hypervisor decides again."""
-    if record.autostart:
-        fabric.set_autostart(record.vm, on=True)
+        if record.role is Role.SOURCE:
+            self._replicators.start(record.item)
 
 
 def _is_held(record: ItemRecord) -> bool:
-    return record.role is Role.SOURCE and record.held is not None
+    return record.role in GATED and record.held is not None

@@ -85,7 +85,7 @@ def wait_for_start(folder: Path, timeout_s: float) -> None:
     while True:
         record = ItemRecord.from_json((folder / "record.json").read_text(errors="replace"))
         if record.held is None:
-            if record.role is Role.SOURCE:
+            if record.role in (Role.SOURCE, Role.ACTIVE):
                 return
             raise ConflictError(
                 f"{record.name} stepped down: it is {record.role.value} here now",

@@ -16,6 +16,7 @@ from secondsite.model.ids import Digest, DiskKey, Epoch, NodeId, Sequence, parse
 from secondsite.model.manifest import format_time
 from secondsite.model.policy import Policy
 from secondsite.nbd.image import stop_shared
+from secondsite.node.autostart import give_back_autostart
 from secondsite.node.config import Folders
 from secondsite.node.executor import Command, Handler, Progress
 from secondsite.node.records import ItemRecord, ItemStore, Peer, Replica, Role, require_role
@@ -188,6 +189,8 @@ class TargetCommands:
             # The machine runs here and stays; it must not need the journal any more.
             self.settler.wait(item, lambda _done, _total: None)
             self.replicas.let_go(item)
+        if record.role is Role.ACTIVE:
+            give_back_autostart(self.fabric, record)
         self.adoption.drop(item)  # with the protection ends what was kept for it
         delete_images = record.role is Role.ACTIVE or bool(command.args.get("delete_replica"))
         self._delete_journal(record, remove_images=delete_images)

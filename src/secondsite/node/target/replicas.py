@@ -150,7 +150,7 @@ class Replicas:
             checkpoint=f"ss-{uuid.uuid4().hex[:12]}",
         )
         # The role is durable before anything boots: from here on this side is the writable one.
-        record = self._items.change(item, role=Role.ACTIVE, epoch=new_epoch, failover=failover)
+        record = self._items.change(item, role=Role.ACTIVE, epoch=new_epoch, failover=failover, held=None)
         vm = self._boot(record, manifest, failover, ReplicaRole.REPLICA, new_epoch, networks)
         failover = replace(failover, vm=vm, started=True)
         self._items.change(item, failover=failover, vm=vm)
@@ -182,7 +182,16 @@ class Replicas:
             self._remove_overlays(record, ReplicaRole.REPLICA)
         journal.raise_epoch(following)
         journal.unpin(FAILOVER_PIN)
-        self._items.change(item, role=Role.TARGET, epoch=following, failover=None, vm="")
+        self._items.change(
+            item,
+            role=Role.TARGET,
+            epoch=following,
+            failover=None,
+            vm="",
+            held=None,
+            runs=False,
+            autostart=False,
+        )
 
     def settle(
         self, item: ItemId, progress: Callable[[int, int], None], cancelled: Callable[[], bool]
