@@ -23,7 +23,8 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -53,6 +54,8 @@ _SPNEGO: Final = "1.3.6.1.5.5.2"
 _KRB5: Final = "1.2.840.113554.1.2.2"
 _UNREACHABLE: Final = {code & 0xFFFFFFFF for code in (-1765328228, -1765328164)}
 """KRB5_KDC_UNREACH and KRB5_REALM_CANT_RESOLVE of krb5.h: later it may work."""
+_QUEUE_S: Final = 15.0
+"""A KDC that hangs must not line up all items behind each other for minutes."""
 _MARGIN_S: Final = 60.0
 """A connection is given up so long before its ticket ends, so that clocks may differ a little."""
 
@@ -174,19 +177,29 @@ class KerberosTrust:
         """Show a ticket on a connection that has just been opened, and check the target's proof.
 
         It may wait for the KDC, within the bounds of krb5.conf.
+
+        Raises:
+            UnavailableError: the KDC does not answer, or a ticket from the file was refused: a new one may do.
+            UnauthenticatedError: a new ticket was refused, or the target proved nothing.
         """
         gss = load_gssapi()
+        kept = self.ccache.exists()
         try:
             self._introduce(gss, connection)
-        except UnauthenticatedError:
-            with self._lock():
-                self.ccache.unlink(missing_ok=True)
-            raise
+        except UnauthenticatedError as error:
+            self.ccache.unlink(missing_ok=True)
+            if not kept:
+                raise
+            raise UnavailableError(
+                f"{error.message} (with a ticket from before; the next try takes a new one)",
+                hint=error.hint,
+                service=self.service,
+            ) from error
 
     def _introduce(self, gss: Any, connection: PeerConnection) -> None:
         assert isinstance(connection.sock, ssl.SSLSocket)
         binding = channel_binding(connection.sock.getpeercert(binary_form=True) or b"")
-        with self._lock():  # the library fills an empty cache in several steps
+        with self._locked():  # the library fills an empty cache in several steps
             context = self._begin(gss, binding)
             token = _step(gss, context, None, self.service)
         text = base64.b64encode(token or b"").decode()
@@ -216,8 +229,17 @@ class KerberosTrust:
             channel_bindings=_bindings(binding),
         )
 
-    def _lock(self) -> threading.Lock:
-        return _CACHES.setdefault(self.ccache, threading.Lock())
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = _CACHES.setdefault(self.ccache, threading.Lock())
+        if not lock.acquire(timeout=_QUEUE_S):
+            raise UnavailableError(
+                "other connections wait for the KDC", hint="is it up, and named in krb5.conf?"
+            )
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 _CACHES: Final[dict[Path, threading.Lock]] = {}
