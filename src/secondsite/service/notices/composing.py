@@ -17,9 +17,8 @@ from secondsite.service.store.records import Event
 from secondsite.service.vocabulary import Severity
 
 DIGEST_LINES: Final = 100
-_RULES: Final[Mapping[str, Rule[Any]]] = {
-    rule.code: rule for rule in (*ITEM_RULES, *NODE_RULES, *VAULT_RULES)
-}
+_EVERY: Final[list[Rule[Any]]] = [*ITEM_RULES, *NODE_RULES, *VAULT_RULES]
+_RULES: Final = {rule.code: rule for rule in _EVERY}
 _RULE_OF: Final = {"rpo-exceeded": "rpo"}
 """Events of the monitor that have another code than the health rule of the same thing."""
 _ORDER: Final = (Severity.CRITICAL, Severity.WARNING, Severity.INFO)

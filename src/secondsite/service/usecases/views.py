@@ -11,23 +11,15 @@ from datetime import datetime
 from typing import Any, Final
 
 from secondsite.model.ids import NodeId
-from secondsite.model.item import ItemState, allowed_operations
+from secondsite.model.item import allowed_operations
 from secondsite.service.context import Context
+from secondsite.service.health.metering import MEASURED
 from secondsite.service.store import clouds, commands, items, jobs, nodes, points, vaults
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Job, Node, Point, Task
 from secondsite.service.usecases.health import ItemHealth
 from secondsite.service.vocabulary import CommandState, JobState
 
-MEASURED: Final = frozenset(
-    {
-        ItemState.PROTECTED,
-        ItemState.PAUSED,
-        ItemState.FAILING_OVER,
-        ItemState.FAILING_OVER_UNPLANNED,
-    }
-)
-"""States in which the age of the newest point is what a disaster now would cost."""
 REPORT_FRESH_S: Final = 30.0
 """A report that is older says what was, not what is."""
 
