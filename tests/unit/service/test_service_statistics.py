@@ -248,3 +248,19 @@ def test_too_many_missed_cycles_are_a_warning(world: World, source: Source) -> N
     found = views.item_view(world.ctx, "web-1")["health"]["reasons"]
     assert [(reason["severity"], reason["code"]) for reason in found] == [("warning", "cycles-missed")]
     assert "50%" in found[0]["message"]
+
+
+def test_an_end_without_a_database_ends_the_watch_all_the_same(world: World, source: Source) -> None:
+    watch = HealthWatch(world.ctx)
+    watch.look()
+    world.clock.turn(seconds=5)
+    source.cycle()
+    source.tell()
+    watch.look()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(world.store), "transaction", lambda _store: 1 / 0)
+        watch.close()
+    again = HealthWatch(world.ctx)
+    again.look()
+    again.close()
+    assert figures(world)["cycles"]["done"] == 1

@@ -41,8 +41,13 @@ class HealthWatch:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        if self._metering is not None:
+        if self._metering is None:
+            return
+        try:
             self._write(*self._metering.close())
+        except Exception:
+            # The database may be what made the service end; the counters at the sources bring it in again.
+            log.exception("the minute that had begun could not be written")
 
     def look(self) -> None:
         """Look once."""
