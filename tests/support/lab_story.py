@@ -84,7 +84,7 @@ class LabGuest:
         domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
         console = self.console("primary")
         domain.resume()
-        console.wait_for("SS-FIRST", 60)
+        console.wait_for("SS-FIRST|SS-FOLLOW", 60)
         return console
 
     def console(self, site: str, name: str | None = None) -> ConsoleReader:
@@ -223,6 +223,25 @@ class LabStory:
         else:
             sites.start_node(self.lab, part)
 
+    def lose_site(self, site: str) -> None:
+        """The host goes away without a word: its node, its libvirtd and its guests, at once."""
+        connection = self._connections.pop(site, None)
+        if connection is not None:
+            with suppress(libvirt.libvirtError):
+                connection.close()
+        self.kill(site)
+        self.hypervisor(site).stop()
+        # A boot of the host empties the folder in which the node notes that it has run since.
+        (self.lab.node_state(site) / "run" / "booted").unlink(missing_ok=True)
+
+    def site_back(self, site: str) -> None:
+        """The host boots: its libvirtd, then its node."""
+        hypervisor = self.hypervisor(site)
+        hypervisor.start()
+        if hypervisor.has_networks:
+            hypervisor.define_networks()
+        self.start(site)
+
     def restart_missing(self) -> None:
         """Bring up what does not run, as somebody would who knows nothing."""
         if any(processes.find(self.lab.pid_file(part)) is None for part in ("service", *sites.SITES)):
@@ -244,6 +263,8 @@ class LabStory:
         rate: int = 200,
         record_area: int = 4 * MIB,
         agent: bool = False,
+        say: bool = False,
+        follow: bool = False,
     ) -> LabGuest:
         """Make the disks of a guest and define it at the first site, off."""
         files = self.files()
@@ -253,7 +274,7 @@ class LabStory:
             hypervisor.own(disk)
         networks = ["lab-prod"] if hypervisor.has_networks else []
         self.connection("primary").defineXML(
-            domain_xml(name, files, disks, rate=rate, networks=networks, agent=agent)
+            domain_xml(name, files, disks, rate=rate, networks=networks, agent=agent, say=say, follow=follow)
         )
         return LabGuest(self, name)
 
