@@ -37,10 +37,8 @@ def next_point(source: PairNode, target: PairNode, item: ItemId) -> int:
     return last_point(target, item)
 
 
-def replica_write(
-    hypervisor: Hypervisor, name: str, disk: DiskKey, offset: int, length: int, fill: int
-) -> None:
-    """Write to the disk of a running replica as its guest would."""
+def replica_io(hypervisor: Hypervisor, name: str, disk: DiskKey, command: str) -> None:
+    """Have a running machine's QEMU do something with its disk, as its guest would (a command of qemu-io)."""
     connection = hypervisor.connect()
     try:
         domain = connection.lookupByName(name)
@@ -51,12 +49,19 @@ def replica_write(
         )
         said = libvirt_qemu.qemuMonitorCommand(
             domain,
-            f'qemu-io -d /machine/peripheral/{alias}/virtio-backend "write -P {fill} {offset} {length}"',
+            f'qemu-io -d /machine/peripheral/{alias}/virtio-backend "{command}"',
             libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP,
         )
         assert "rror" not in said, said
     finally:
         connection.close()
+
+
+def replica_write(
+    hypervisor: Hypervisor, name: str, disk: DiskKey, offset: int, length: int, fill: int
+) -> None:
+    """Write to the disk of a running machine."""
+    replica_io(hypervisor, name, disk, f"write -P {fill} {offset} {length}")
 
 
 def contents(node: PairNode, item: ItemId, sequence: int) -> dict[DiskKey, bytes]:
