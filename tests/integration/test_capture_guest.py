@@ -16,18 +16,21 @@ import pytest
 from secondsite.capture.libvirt import LibvirtCapture
 from secondsite.capture.port import Snapshot
 from secondsite.capture.select import capture_for
+from secondsite.capture.watch import free_space
 from secondsite.errors import NoSpaceError
+from secondsite.lab.console import ConsoleReader
 from secondsite.lab.filesystem import check_filesystem
 from secondsite.lab.guest.builder import GuestFiles
 from secondsite.lab.hypervisor import Hypervisor
-from secondsite.lab.records import check_records
+from secondsite.lab.records import check_records, last_record
 from secondsite.model.ids import DiskKey
 from secondsite.model.units import MIB
+from support.capture_sites import has_no_job
 from support.guests import running_guest
 from support.patience import wait_until
 from support.replicas import Replica
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 VDA, VDB = DiskKey("vda"), DiskKey("vdb")
 SIZE = 128 * MIB
 
@@ -119,6 +122,75 @@ def test_a_guest_that_was_stopped_for_want_of_scratch_space_goes_on(
         found = check_records(guest.disks)
         assert found.problems == ()
         assert found.last == last
+
+
+@pytest.mark.fault
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_guest_that_stops_for_want_of_scratch_space_while_libvirtd_is_away_goes_on_when_it_is_back(
+    guest_files: GuestFiles, short_path: Path
+) -> None:
+    scratch = short_path / "s"
+    with (
+        small_file_system(scratch, MIB),
+        Hypervisor(short_path / "h", "away") as hypervisor,
+        running_guest(hypervisor, guest_files, "capture-away", rate=2000) as guest,
+    ):
+        assert guest.console is not None
+        guest.console.record()
+        capture = LibvirtCapture(hypervisor.uri, "capture-away", SIZES, scratch, scratch_reserve=0)
+        with capture.snapshot(since=None, new="ss-1") as snapshot:
+            hypervisor.stop_daemon(kill=True)
+            # The guest writes on; its old contents fill the scratch files.
+            wait_until(lambda: free_space(scratch) == 0, timeout_s=60)
+            hypervisor.start()
+            domain = hypervisor.connect().lookupByName("capture-away")
+            wait_until(lambda: has_no_job(domain), timeout_s=90)
+            wait_until(lambda: domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING, timeout_s=30)
+            with pytest.raises(NoSpaceError):
+                list(snapshot.disks[VDA].read([(0, 4096)]))
+        assert list(scratch.iterdir()) == []
+        told = last_record(guest.disks)
+        wait_until(lambda: last_record(guest.disks) > told, timeout_s=60)
+        domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
+        assert check_records(guest.disks).problems == ()
+
+
+def test_a_guest_agent_that_starts_while_a_snapshot_is_open_does_no_harm(
+    hypervisor: Hypervisor, guest_files: GuestFiles, short_path: Path, tmp_path: Path
+) -> None:
+    """libvirt 9.0 may wait 29 s for the agent before it ends the job; nothing is lost, and nothing is left.
+
+    It may also miss that the agent is there, until the agent or libvirtd is started again: docs/status.md.
+    """
+    replica = Replica({VDA: SIZE, VDB: SIZE}, tmp_path)
+    scratch = short_path / "s"
+    scratch.mkdir()
+    hypervisor.own(scratch)
+    with running_guest(hypervisor, guest_files, "capture-agent", agent=True) as guest:
+        guest.shut_down()
+        wait_until(lambda: not guest.domain.isActive())
+        replica.cycle(capture_for(hypervisor.uri, "capture-agent", SIZES, scratch))
+        guest.domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+        since = replica.checkpoint
+        capture = capture_for(hypervisor.uri, "capture-agent", SIZES, scratch)
+        with capture.snapshot(since=since, new="ss-agent") as snapshot:
+            assert guest.console is not None
+            guest.console.close()
+            guest.console = ConsoleReader(hypervisor, "capture-agent")
+            guest.domain.resume()
+            guest.console.wait_for(
+                r"SS-FIRST", 120
+            )  # the agent was started before; libvirt learns of it after the job
+            for disk in snapshot.disks.values():
+                list(disk.read([(0, MIB)]))
+        assert has_no_job(guest.domain)
+        assert list(scratch.iterdir()) == []
+        told = guest.console.record()
+        replica.cycle(capture_for(hypervisor.uri, "capture-agent", SIZES, scratch))
+        assert not replica.compared
+        assert check_records(images_of(replica, tmp_path)).last >= told
+        assert check_records(images_of(replica, tmp_path)).problems == ()
+    replica.close()
 
 
 _SNAPSHOT_AND_DIE = """

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from support.capture_sites import Site, assert_same, commit_back, snapshot_disk_
 from support.replicas import Replica
 from support.tracked_machines import TrackedMachine
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 VDA, VDB, VDC = DiskKey("vda"), DiskKey("vdb"), DiskKey("vdc")
 SIZES = {VDA: 8 * MIB, VDB: 4 * MIB + 512, VDC: 4 * MIB}
 FORMATS = {VDA: "qcow2", VDB: "raw", VDC: "block"}
@@ -270,6 +272,38 @@ def test_a_raw_file_that_ends_within_a_sector_is_refused(files_only: Site, runni
 
 
 # -- any history ---------------------------------------------------------------------------------------------
+
+
+_READ_A_BITMAP_AND_DIE = """
+import os, sys
+from pathlib import Path
+from secondsite.capture.export import ExportDisk
+from secondsite.capture.select import capture_for
+ExportDisk.marked = lambda self: os.kill(os.getpid(), 9)  # while the frozen bitmap is exported
+capture = capture_for(sys.argv[1], sys.argv[2], ["vda", "vdb", "vdc"], Path(sys.argv[3]))
+capture.snapshot(since=sys.argv[4], new="ss-dead")
+"""
+
+
+@pytest.mark.fault
+def test_bitmaps_and_exports_that_a_killed_process_left_in_qemu_are_cleared(
+    site: Site, replica: Replica
+) -> None:
+    site.machine.start()
+    replica.cycle(site.capture())
+    site.machine.write(VDB, MIB, b"b" * (64 * KIB))
+    arguments = [site.hypervisor.uri, site.machine.name, str(site.scratch), str(replica.checkpoint)]
+    died = subprocess.run([sys.executable, "-c", _READ_A_BITMAP_AND_DIE, *arguments])
+    assert died.returncode == -signal.SIGKILL
+    assert any(name.startswith("ss-frozen-") for name in bitmaps_in_memory(site))
+    site.capture().tidy()
+    assert list(site.scratch.iterdir()) == []
+    replica.cycle(site.capture())
+    assert not replica.compared
+    assert replica.shipped == {VDA: 0, VDB: 64 * KIB, VDC: 0}
+    assert bitmaps_in_memory(site) == {replica.checkpoint}
+    site.machine.stop()
+    assert_same(site, replica)
 
 
 class Life:

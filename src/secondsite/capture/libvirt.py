@@ -26,7 +26,7 @@ import libvirt
 from secondsite.capture.bitmaps import raw_size
 from secondsite.capture.checkpoints import disks_element, forget_checkpoints, require_checkpoint
 from secondsite.capture.export import Checks, ExportDisk
-from secondsite.capture.jobs import JOB_END_TIMEOUT_S, end_job, is_ours, job_if_known
+from secondsite.capture.jobs import JOB_END_TIMEOUT_S, end_job, is_ours, job_if_known, running_job
 from secondsite.capture.leftovers import FILE_PREFIX, end_leftovers
 from secondsite.capture.live_bitmaps import LiveBitmaps
 from secondsite.capture.machine import Machine, is_active, libvirt_errors, require_sectors
@@ -61,6 +61,8 @@ class LibvirtCapture:
 
     scratch: a folder of this machine alone, in which the QEMU process may create files and sockets: it belongs to
         QEMU's user, and its path is short (Unix sockets have at most 107 characters).
+    reopen: returns the machine's domain by a new connection, for the watch after libvirtd was restarted; not needed if
+        `connection` is a URI.
     scratch_reserve: bytes that must stay free there; the snapshot is given up rather than the guest stopped.
     """
 
@@ -74,8 +76,14 @@ class LibvirtCapture:
         clock: Callable[[], datetime] = _now,
         scratch_reserve: int = SCRATCH_RESERVE,
         job_end_timeout_s: float = JOB_END_TIMEOUT_S,
+        reopen: Callable[[], Any] | None = None,
     ) -> None:
         self._machine = Machine(connection, domain, disks)
+        self._reopen = reopen
+        if reopen is None and isinstance(connection, str):
+            self._reopen = Machine(
+                connection, domain, disks
+            ).domain  # of its own: it is used by another thread
         self._scratch = scratch.absolute()
         self._clock = clock
         self._reserve = scratch_reserve
@@ -121,7 +129,7 @@ class LibvirtCapture:
             # What is broken would stand in the way of the checkpoint that comes next.
             forget_checkpoints(machine, keep=())
             raise
-        job = _Job(domain, self._scratch, token, self._reserve, self._job_end_timeout_s)
+        job = _Job(domain, self._scratch, token, self._reserve, self._job_end_timeout_s, self._reopen)
         try:
             changed: dict[DiskKey, Runs | None] = dict.fromkeys(machine.keys)
             if since is not None:
@@ -172,13 +180,21 @@ class LibvirtCapture:
 class _Job:
     """The backup job behind one open snapshot."""
 
-    def __init__(self, domain: Any, scratch: Path, token: str, reserve: int, end_timeout_s: float) -> None:
+    def __init__(
+        self,
+        domain: Any,
+        scratch: Path,
+        token: str,
+        reserve: int,
+        end_timeout_s: float,
+        reopen: Callable[[], Any] | None,
+    ) -> None:
         self._domain = domain
         self._scratch = scratch
         self._token = token
         self._end_timeout_s = end_timeout_s
         self._disks: list[ExportDisk] = []
-        self._watch = ScratchWatch(domain, scratch, reserve, self._end)
+        self._watch = ScratchWatch(domain, scratch, reserve, self._give_up, reopen)
         self._watch.start()
 
     @property
@@ -216,6 +232,18 @@ class _Job:
     def _explain(self, error: UnavailableError) -> SecondSiteError:
         # The watch ends the job first and says why after; but its reason is set before.
         return self._watch.error or error
+
+    def _give_up(self, domain: Any) -> None:
+        """End the job for certain, by whatever connection there is now."""
+        for disk in self._disks:
+            disk.finish()
+        job = running_job(domain)
+        if job is not None and is_ours(job, self._scratch):
+            end_job(domain, self._end_timeout_s)
+        with libvirt_errors("cannot let the guest go on"):
+            domain.isActive()  # `end_job` takes silence for the end
+            resume_after_abort(domain)
+        self._domain = domain
 
     def _end(self) -> None:
         for disk in self._disks:

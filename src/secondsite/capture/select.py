@@ -32,7 +32,7 @@ def capture_for(
 
     connection: a libvirt connection, or a URI. scratch: see `LibvirtCapture`. A machine that starts or stops
     between this and the snapshot makes the snapshot raise UnavailableError. A URI is opened once; what is
-    returned does not open it again.
+    returned does not open it again, but for the watch over scratch space after libvirtd was restarted.
 
     keepalive: how long a libvirtd that hangs is waited for, here and by what is returned, if it is a URI.
 
@@ -41,5 +41,11 @@ def capture_for(
         UnavailableError: libvirtd does not answer.
     """
     machine = Machine(connection, domain, disks, keepalive=keepalive)
-    kind = LibvirtCapture if is_active(machine.domain()) else OfflineCapture
-    return kind(machine.connection(), domain, disks, scratch, clock=clock)
+    if not is_active(machine.domain()):
+        return OfflineCapture(machine.connection(), domain, disks, scratch, clock=clock)
+    reopen = (
+        Machine(connection, domain, disks, keepalive=keepalive).domain
+        if isinstance(connection, str)
+        else None
+    )
+    return LibvirtCapture(machine.connection(), domain, disks, scratch, clock=clock, reopen=reopen)

@@ -3,6 +3,8 @@
 While a snapshot is open QEMU copies the old contents of what the guest overwrites into scratch files. When they cannot
 grow, QEMU pauses the guest. So the snapshot is given up before that, when space falls below a reserve; and if the
 guest was paused all the same, it goes on within a quarter of a second: measured, it notices nothing but the delay.
+
+A libvirtd that goes away takes nothing from the guest but this watch's means; when it is back, the watch goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any, Final
 
 import libvirt
 
-from secondsite.errors import NoSpaceError, SecondSiteError
+from secondsite.errors import NoSpaceError, NotFoundError, SecondSiteError
 
 _INTERVAL_S: Final = 0.25
 _HINT: Final = "give the scratch folder more space, or copy more often so that less changes meanwhile"
@@ -40,10 +42,23 @@ def resume_after_abort(domain: Any) -> None:
 
 
 class ScratchWatch:
-    """A thread that calls `give_up` once, if the guest is stopped or space runs out. Started and stopped by `with`-less calls."""
+    """A thread that has the snapshot given up, if the guest is stopped or space runs out.
 
-    def __init__(self, domain: Any, folder: Path, reserve: int, give_up: Callable[[], None]) -> None:
+    give_up: ends the job and lets the guest go on, through the domain that it is given; raises if it cannot tell whether it
+        did, and is called again then.
+    reopen: returns the domain by a new connection, after the old one was lost; None: then the watch ends.
+    """
+
+    def __init__(
+        self,
+        domain: Any,
+        folder: Path,
+        reserve: int,
+        give_up: Callable[[Any], None],
+        reopen: Callable[[], Any] | None = None,
+    ) -> None:
         self._domain = domain
+        self._reopen = reopen
         self._folder = folder
         self._reserve = reserve
         self._give_up = give_up
@@ -65,13 +80,25 @@ class ScratchWatch:
     def _run(self) -> None:
         while not self._stop.wait(_INTERVAL_S):
             try:
-                self.error = self._problem()
+                self.error = self.error or self._problem()
                 if self.error is not None:
-                    self._give_up()
+                    self._give_up(self._domain)
                     return
             except (libvirt.libvirtError, SecondSiteError, OSError):
-                # The machine or libvirtd is gone: whoever reads the snapshot meets the same error and reports it.
-                return
+                if not self._renew():
+                    return
+
+    def _renew(self) -> bool:
+        """Whether there is anything left to watch; whoever reads the snapshot meets the same errors and reports them."""
+        if self._reopen is None:
+            return False
+        try:
+            self._domain = self._reopen()
+        except NotFoundError:
+            return False
+        except SecondSiteError:
+            pass  # libvirtd is still away
+        return True
 
     def _problem(self) -> NoSpaceError | None:
         if is_paused_by_io_error(self._domain):
