@@ -15,6 +15,7 @@ from secondsite.service.store import audit
 from secondsite.service.store.database import Store
 from secondsite.service.store.identity_tables import audit as table
 from secondsite.service.store.identity_tables import audit_chain
+from secondsite.service.store.tables import UtcTime
 from support.private_postgres import PrivatePostgres
 
 NOW = datetime.now(UTC)  # the triggers go by the database's own clock
@@ -29,14 +30,39 @@ def postgres() -> Iterator[PrivatePostgres]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'store.sqlite'}"
-    else:
-        url = request.getfixturevalue("postgres").new_database()
+        return f"sqlite:///{tmp_path / 'store.sqlite'}"
+    server: PrivatePostgres = request.getfixturevalue("postgres")
+    return server.new_database()
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
     found = Store.open(url)
     yield found
     found.close()
+
+
+def test_the_lines_of_an_older_version_are_chained_as_they_are(url: str) -> None:
+    old = Store(url)
+    old.migrate("0003")
+    with old.transaction() as tx:
+        for number in (1, 2, 5):  # a transaction that was rolled back left a gap
+            tx.execute(
+                sa.text(
+                    "INSERT INTO audit (id, time, actor, role, method, path, status, outcome)"
+                    " VALUES (:id, :time, 'anna', 'Operator', 'POST', '/x', 202, 'done')"
+                ).bindparams(sa.bindparam("time", type_=UtcTime()), id=number, time=NOW)
+            )
+    old.close()
+    store = Store.open(url)
+    write(store, 1)
+    with store.reading() as tx:
+        found = audit.verify(tx)
+        assert [line["actor"] for line in audit.trail(tx)] == ["anna"] * 4
+    assert (found.lines, found.first, found.head, found.flaws) == (4, 1, 4, [])
+    store.close()
 
 
 def write(store: Store, count: int, *, at: datetime = NOW) -> None:

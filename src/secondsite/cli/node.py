@@ -143,7 +143,9 @@ def services(
         if address:
             config = config.with_services([host_port(text) for text in address])
             config.save(state)
-        known = [f"{host}:{port}" for host, port in config.service_addresses]
+        known = [
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in config.service_addresses
+        ]
         if as_json:
             print_json({"node": config.name, "services": known})
         else:

@@ -66,7 +66,7 @@ class NodeConfig:
 
     @property
     def service_addresses(self) -> list[tuple[str, int]]:
-        """Every address of the service, each once, the one of the enrolment first."""
+        """Every address of the service, each once, in the order in which they are tried."""
         found = [(self.service_host, self.service_port), *map(_address, self.services)]
         return list(dict.fromkeys(found))
 
@@ -77,7 +77,7 @@ class NodeConfig:
             self,
             service_host=host,
             service_port=port,
-            services=[f"{name}:{number}" for name, number in others],
+            services=[_shown(*address) for address in others],
         )
 
     def save(self, state: Path) -> None:
@@ -99,6 +99,10 @@ class NodeConfig:
             ) from error
         except (ValueError, TypeError, AttributeError) as error:
             raise CorruptError(f"{path} does not parse: {error}", hint="enrol the node again") from error
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -5,7 +5,7 @@ cryptography library cannot (its OpenSSL is older than 3.2), scrypt with N = 2**
 are understood everywhere they can be computed, and a login with the right password renews a hash that is not of the present kind.
 
 Comparing takes the same time whatever the password and wherever the difference is, and also where there is no account (`dummy`). At most two are computed
-at a time: a flood of logins must not take the service's memory.
+at a time and eight wait: a flood of logins must take neither the service's memory nor all its threads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Final
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from secondsite.errors import InvalidInputError, UnsupportedError
+from secondsite.errors import InvalidInputError, UnavailableError, UnsupportedError
 
 LENGTH_MIN: Final = 12
 LENGTH_MAX: Final = 256
@@ -33,6 +33,7 @@ _KIND: Final = re.compile(r"\$(argon2id)\$v=19\$m=(\d{1,7}),t=(\d{1,2}),p=(\d)\$
 ARGON: Final = "$argon2id$v=19$m=19456,t=2,p=1$"
 SCRYPT: Final = "$scrypt$ln=15,r=8,p=3$"
 _at_once = threading.BoundedSemaphore(2)
+_waiting = threading.BoundedSemaphore(8)
 
 
 def check_quality(password: str, name: str) -> None:
@@ -59,8 +60,14 @@ def hash_password(password: str, salt: bytes) -> str:
 
 
 def matches(password: str, kept: str) -> bool:
-    """Whether this is the password; the time that it takes does not tell how far off it is."""
+    """Whether this is the password; the time that it takes does not tell how far off it is.
+
+    Raises:
+        UnavailableError: too many are being compared at this moment.
+    """
     head, salt, digest = _parts(kept)
+    if not _waiting.acquire(blocking=False):
+        raise UnavailableError("too many logins at once", hint="try again in a moment")
     try:
         found = _compute(head, password, salt)
     except UnsupportedAlgorithm as error:
@@ -68,6 +75,8 @@ def matches(password: str, kept: str) -> bool:
             "this machine cannot compute argon2id",
             hint="set the password again on it, or update its cryptography library",
         ) from error
+    finally:
+        _waiting.release()
     return hmac.compare_digest(found, digest)
 
 

@@ -112,7 +112,7 @@ def test_a_node_is_told_where_a_standby_service_would_answer(tmp_path: Path) -> 
     words = ["node", "services", "--state", str(tmp_path)]
     assert run(*words).out == "dr-1.example:8445\n"
     said = run(*words, "dr-1.example:8445", "[2001:db8::2]:8445", "--json")
-    assert said.json == {"node": "host-1", "services": ["dr-1.example:8445", "2001:db8::2:8445"]}
+    assert said.json == {"node": "host-1", "services": ["dr-1.example:8445", "[2001:db8::2]:8445"]}
     assert NodeConfig.load(tmp_path).service_addresses == [("dr-1.example", 8445), ("2001:db8::2", 8445)]
     assert run(*words, "nonsense").code == 2
 

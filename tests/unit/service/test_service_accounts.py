@@ -12,6 +12,7 @@ from secondsite.errors import (
     LockedOutError,
     NotFoundError,
     UnauthenticatedError,
+    UnavailableError,
 )
 from secondsite.service import passwords
 from secondsite.service.context import Actor
@@ -86,6 +87,18 @@ def test_a_hash_of_an_older_kind_is_renewed_by_the_login(
     entered(anna)
     with anna.store.reading() as tx:
         assert not passwords.outdated(store.get(tx, "anna").password)
+    entered(anna)
+
+
+def test_a_flood_of_logins_leaves_threads_to_others(anna: World) -> None:
+    for _ in range(8):
+        assert passwords._waiting.acquire(blocking=False)
+    try:
+        with pytest.raises(UnavailableError):
+            accounts.login(anna.ctx, "anna", PASSWORD)
+    finally:
+        for _ in range(8):
+            passwords._waiting.release()
     entered(anna)
 
 

@@ -24,6 +24,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from fastapi.testclient import TestClient
 
+ACCESS = Path(__file__).parents[3] / "docs" / "reference" / "access.md"
 OPEN = {("GET", f"{PREFIX}/health"), ("POST", f"{PREFIX}/login")}
 
 
@@ -124,7 +125,7 @@ def test_every_route_lets_in_exactly_whom_the_reference_says(
 ) -> None:
     """A refusal of the role is 401 or 403; what comes after it (the body, the thing that is not there) is not looked at."""
     ranks = {None: -1, Role.READER: 0, Role.OPERATOR: 1, Role.CONTRIBUTOR: 2}
-    text = Path("docs/reference/access.md").read_text()
+    text = ACCESS.read_text()
     table = re.findall(r"^\| ([A-Z]+) \| `([^`]+)` \| (\S+) \|", text, re.MULTILINE)
     assert {(method, PREFIX + path) for method, path, _ in table} == set(all_routes(app))
     client = clients["anonymous" if role is None else role.value]
@@ -138,7 +139,7 @@ def test_every_route_lets_in_exactly_whom_the_reference_says(
 
 
 def test_the_page_of_who_may_call_what_is_up_to_date() -> None:
-    assert Path("docs/reference/access.md").read_text() == page(), (
+    assert ACCESS.read_text() == page(), (
         "run: python -m secondsite.service.api.access_page > docs/reference/access.md"
     )
 

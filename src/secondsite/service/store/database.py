@@ -188,15 +188,15 @@ class Store:
         ):
             yield Transaction(connection)
 
-    def migrate(self) -> None:
-        """Bring the schema up to date; concurrent starts wait for each other."""
+    def migrate(self, revision: str = "head") -> None:
+        """Bring the schema up to date (or, for tests, to a revision); concurrent starts wait for each other."""
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with self._engine.connect() as connection, connection.begin():
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
 
     def close(self) -> None:
         """Close all connections."""
