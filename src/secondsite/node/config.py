@@ -4,7 +4,7 @@
         identity/        key.pem, cert.pem, ca.pem
         commands/        results of the service's commands, by id
         items/<item>/    see records.py
-        run/             sockets, pid files, logs of views
+        run/             sockets, pid files, logs of views, the mark of the boot (a tmpfs will do)
 <storage>/secondsite/journals/<item>/    journals
                      replicas/<item>/    overlays of tests and failed-over machines
                      scratch/            scratch of running captures
