@@ -454,7 +454,9 @@ class Journal:
                 except PinnedError as error:  # pinned since we looked
                     held_by = str(error.attributes.get("owner", error.message))
             after = self._store.base_state().floor
-            thinned, damage = thin.thin_between(self._store, kept, self._expected)
+            thinned, damage = thin.thin_between(
+                self._store, [point.sequence for point in points], kept, self._expected
+            )
             freed = self._collect()
             if damage is not None:
                 raise damage

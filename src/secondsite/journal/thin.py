@@ -35,22 +35,25 @@ from secondsite.model.units import MIB
 _HASH_CHUNK: Final = 4 * MIB
 
 
-def thin_between(store: Store, kept: Seq[Sequence], expected: Expected) -> tuple[int, CorruptError | None]:
-    """Merge the points after the first of `kept` that are not among `kept` into their successors.
+def thin_between(
+    store: Store, judged: Collection[Sequence], kept: Seq[Sequence], expected: Expected
+) -> tuple[int, CorruptError | None]:
+    """Merge those of the `judged` points after the first of `kept` that are not among `kept` into their successors.
 
-    Pinned points stay, and so do the newest two: a source compares the newest with its own. A run of points with a damaged
-    file stays as well, and the others are merged. Returns how many points went, and the damage.
+    Pinned points stay, and what was sealed since they were judged. A run of points with a damaged file stays as well, and the
+    others are merged. Returns how many points went, and the damage.
     """
     offered = store.chain()[1].offered
     if not kept or not offered:
         return 0, None
     try:
         with store.pins.removing() as pins:
-            stay = {*kept, *(pin.sequence for pin in pins), *(point.sequence for point in offered[-2:])}
+            stay = {*kept, *(pin.sequence for pin in pins)}
     except PinnedError:  # a reader of a folder that it cannot write
         return 0, None
     least = max(offered[0].sequence, kept[0])
-    given_up = [point.sequence for point in offered if point.sequence > least and point.sequence not in stay]
+    there = {point.sequence for point in offered if point.sequence > least}
+    given_up = there.intersection(judged) - stay
     gone, damage = 0, None
     for group in groups(offered, given_up):
         try:

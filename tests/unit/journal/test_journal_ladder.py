@@ -111,6 +111,7 @@ def test_pinned_points_and_what_a_reader_holds_stay(tmp_path: Path) -> None:
         sequences = [point.sequence for point in site.journal.points()]
         assert 5 in sequences
         assert 10 in sequences
+        assert 4 not in sequences  # merged into 5: a pin holds its own point, not its neighbours
         assert 7 not in sequences
         for disk, expected in site.model.contents[10].items():
             assert view.disks[disk].read(0, view.disks[disk].size) == expected
@@ -120,6 +121,36 @@ def test_pinned_points_and_what_a_reader_holds_stay(tmp_path: Path) -> None:
     assert 5 not in sequences
     assert 10 not in sequences
     site.model.check(site.journal, verify=True)
+
+
+def test_points_that_are_sealed_while_it_works_stay(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    for _ in range(3 * 56):
+        site.seal()
+    known = len(site.model.contents)
+
+    def seal_meanwhile(_done: int) -> None:
+        while len(site.model.contents) < known + 5:
+            site.seal()
+
+    done = site.journal.maintain(LADDER, site.now, seal_meanwhile)
+    assert done.folded_to is not None  # it has called back
+    assert done.points_thinned > 0
+    new = list(site.model.contents)[-5:]
+    assert [point.sequence for point in site.journal.points()][-5:] == new
+    site.model.check(site.journal)
+
+
+def test_a_fold_that_is_held_up_does_not_hold_up_the_thinning(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.journal.pin(1, "failover")
+    for _ in range(3 * 56):
+        site.seal()
+    done = site.journal.maintain(LADDER, site.now)
+    assert (done.folded_to, done.held_by) == (None, "failover")
+    assert done.points_thinned > 0
+    assert [point.sequence for point in site.journal.points()][:3] == [1, 2, 3]  # they go with the fold
+    site.model.check(site.journal)
 
 
 def test_a_damaged_run_stays_and_the_others_are_merged(tmp_path: Path) -> None:

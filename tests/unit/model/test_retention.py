@@ -72,9 +72,9 @@ def test_a_point_from_the_future_does_no_harm():
 
 
 def test_nothing_ages_while_no_point_arrives():
-    found = points(30, 25, 10, 1)
-    assert points_to_keep(found, Policy(retention_hours=24), NOW + timedelta(days=365)) == [3, 4]
-    assert points_to_keep(found, Policy(retention_hours=24), NOW) == [3, 4]
+    found = points(30, 20, 10, 1)
+    assert points_to_keep(found, Policy(retention_hours=24), NOW) == [2, 3, 4]
+    assert points_to_keep(found, Policy(retention_hours=24), NOW + timedelta(days=365)) == [2, 3, 4]
 
 
 # -- the ladder

@@ -140,6 +140,17 @@ def test_what_a_dead_node_left_frozen_is_thawed_before_the_cycle_waits_for_anyth
     assert counters(world, "thawed_leftovers") == 1
 
 
+def test_a_guest_that_does_not_thaw_is_not_frozen_again(world: World) -> None:
+    (world.folder / "frozen").touch()
+    world.machine.agent.frozen = True
+    world.machine.agent.fail_thaws = 1
+    world.run()
+    assert world.machine.agent.calls == ["thaw"]
+    world.run()
+    assert world.machine.agent.calls == ["thaw", "thaw", "freeze", "thaw"]
+    assert consistencies(world) == ["crash", "application"]
+
+
 def test_a_node_that_starts_thaws_also_what_it_does_not_replicate_now(world: World) -> None:
     (world.folder / "frozen").touch()
     agent = world.machine.agent
