@@ -234,7 +234,7 @@ def _disk_problems(key: DiskKey, disk: ET.Element, form: str) -> Iterator[Proble
         yield Problem(
             ProblemCode.DISK_COMPARED,
             f"{key} is raw, which keeps no track of changes over a restart of the machine",
-            "after each start the whole disk is read and compared once; qcow2 avoids that",
+            "after each start the whole disk is read and compared once, in the resync window; qcow2 avoids that",
             forbids=False,
         )
 
