@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from secondsite.model.ids import JobId
+from secondsite.service.flood import Flood
 from secondsite.service.store.database import Store
 from secondsite.service.vocabulary import Role
 from secondsite.ship.identity import CertificateAuthority
@@ -45,3 +46,4 @@ class Context:
     clock: Callable[[], datetime] = utc_now
     new_id: Callable[[], str] = new_id
     random_bytes: Callable[[int], bytes] = field(default=secrets.token_bytes)
+    flood: Flood = field(default_factory=Flood)

@@ -158,3 +158,21 @@ def test_the_trail_can_be_checked_by_a_contributor(world: World, chief: TestClie
     forged = seen["head"][:-1] + ("0" if seen["head"][-1] != "0" else "1")
     assert chief.get("/audit/verify", params={"head": forged}).json()["ok"] is False
     assert chief.get("/audit/verify", params={"head": "nonsense"}).status_code == 400
+
+
+def test_strangers_cannot_fill_the_trail(world: World, chief: TestClient, client: Client) -> None:
+    stranger = client(None)
+    for number in range(40):
+        stranger.post("/sites", json={"name": str(number)})
+    assert len(trail(world, actor="anonymous")) == 30
+    chief.post("/sites", json={"name": "ams"})
+    assert trail(world)[-1] == ("chief", "POST", "/sites", "refused", None), "who is known is always noted"
+    world.clock.turn(minutes=1)
+    stranger.post("/login", json={"name": "anna", "password": "a wrong one"})
+    assert trail(world)[-1] == (
+        "anonymous",
+        "POST",
+        "/login",
+        "refused",
+        "as anna; 10 refused attempts before this one were not noted",
+    )

@@ -109,7 +109,11 @@ async def _accepted(response: Any) -> tuple[Response, Mapping[str, Any]]:
 
 def _note(ctx: Context, request: Request, status: int, job: Mapping[str, Any]) -> None:
     actor: Any = getattr(request.state, "actor", None)
-    path = request.url.path[:500]
+    path, detail = request.url.path[:500], getattr(request.state, "detail", None)
+    if actor is None and 400 <= status < 500:
+        admitted, detail = ctx.flood.admit(ctx.clock(), detail)
+        if not admitted:
+            return
     named = _ITEM.search(path)
     line = audit.Line(
         time=ctx.clock(),
@@ -122,7 +126,7 @@ def _note(ctx: Context, request: Request, status: int, job: Mapping[str, Any]) -
         source=None if request.client is None else request.client.host,
         item=job.get("item") or (unquote(named[1]) if named else None),
         job_id=job.get("id"),
-        detail=getattr(request.state, "detail", None),
+        detail=detail,
     )
     with ctx.store.transaction() as tx:
         audit.note(tx, line)

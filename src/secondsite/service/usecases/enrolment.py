@@ -64,8 +64,10 @@ def enrol(
             enrolled = _enrol(tx, ctx, key, csr, name, values)
             _note(tx, ctx, name, "enrol", "done", f"at site {enrolled.site.name}")
     except (UnauthenticatedError, ConflictError) as error:
-        with ctx.store.transaction() as tx:
-            _note(tx, ctx, name, "enrol", "refused", error.message)
+        admitted, detail = ctx.flood.admit(ctx.clock(), error.message)
+        if admitted:
+            with ctx.store.transaction() as tx:
+                _note(tx, ctx, name, "enrol", "refused", detail)
         raise
     return enrolled
 
