@@ -451,6 +451,14 @@ def test_old_disks_that_are_gone_are_no_base(old_side: OldSide) -> None:
     assert "ss-last" in bitmaps(old_side.images[VDA])
 
 
+def test_a_disk_that_was_resized_is_no_base_and_nothing_is_changed(old_side: OldSide) -> None:
+    side = old_side.side
+    _run("qemu-img", "resize", "-q", "-f", "qcow2", old_side.images[VDA], "1M")
+    assert old_side.adopt(side.refused) == ConflictError.code
+    assert [vm.name for vm in side.fabric.inventory().vms] == ["web"]
+    assert (side.locked, side.record.role) == (True, Role.STANDBY)
+
+
 def test_disks_that_an_administrator_moved_to_a_snapshot_are_no_base(old_side: OldSide) -> None:
     side = old_side.side
     side.items.change(ITEM, images={**side.record.images, VDB: "/elsewhere/before-snapshot.qcow2"})
@@ -468,6 +476,19 @@ def test_the_disks_of_a_side_that_was_demoted_while_it_ran_are_kept_as_they_are(
     assert (answer["base"], answer["sequence"]) == ("diverged", 41)
     assert "not shut down" in answer["reason"]
     old_side.check_diverged(answer, epoch=4)
+
+
+@pytest.mark.parametrize("diverged", [False, True])
+def test_the_epoch_that_an_old_side_adopts_under_is_the_orders(old_side: OldSide, diverged: bool) -> None:
+    """It stepped down for a failover whose point was changed twice since: each change raised the epoch."""
+    side = old_side.side
+    if diverged:
+        _write(old_side.images[VDA])
+    answer = old_side.adopt(side.done, 4)
+    assert answer["base"] == ("diverged" if diverged else "point")
+    assert side.record.epoch == 4
+    assert side.journals.get(ITEM).status().epoch == 4
+    assert old_side.adopt(side.done, 4) == answer
 
 
 def test_what_was_kept_is_given_up_only_by_order(old_side: OldSide) -> None:

@@ -26,12 +26,12 @@ import structlog
 
 from secondsite import durable
 from secondsite.blocks import DigestTable, block_digests
-from secondsite.capture.bitmaps import QCOW2
+from secondsite.capture.bitmaps import QCOW2, image_info
 from secondsite.errors import ConflictError, NotFoundError, OperationRefusedError
 from secondsite.fabric.port import LIBVIRT_FORMAT, Fabric, VmInfo
 from secondsite.journal import Journal
 from secondsite.journal.base import Base, BaseSpec, OpenBase
-from secondsite.model.ids import DiskKey, ItemId, Sequence
+from secondsite.model.ids import DiskKey, Epoch, ItemId, Sequence
 from secondsite.model.manifest import Consistency, DiskPoint, Manifest, PointKind, VmDefinition, format_time
 from secondsite.model.policy import Policy
 from secondsite.model.units import BLOCK, MIB
@@ -60,18 +60,22 @@ class Adoption:
     clock: Callable[[], datetime]
 
     def adopt(
-        self, item: ItemId, source: Peer, policy: Policy, after: Sequence, progress: Progress
+        self, item: ItemId, epoch: Epoch, source: Peer, policy: Policy, after: Sequence, progress: Progress
     ) -> Mapping[str, Any]:
-        """Become the target of `source`. `after`: the highest sequence that the service knows of.
+        """Become the target of `source` under `epoch`. `after`: the highest sequence that the service knows of.
 
         Raises:
             ConflictError: the machine's disks are others than those that were protected, or it runs.
         """
         record = self.items.get(item)
         require_role(record, Role.STANDBY, Role.TARGET)
+        if epoch > record.epoch:
+            # Stepped down for a failover whose point was changed afterwards: each change raised the epoch.
+            record = self.items.change(item, epoch=epoch)
         if record.role is Role.STANDBY:
             if not self.journals.exists(item):
                 self._make(record, after, progress)
+            self.journals.get(item).raise_epoch(record.epoch)
             kept = self._kept(item)
             if kept is not None:
                 self.journals.get(item).pin(kept.sequence, DIVERGED_PIN)
@@ -148,6 +152,8 @@ class Adoption:
         item, folder = record.item, self.items.folder(record.item)
         vm = self._machine(record)
         disks, reason = self._look(record, vm)
+        for disk in record.disks if reason is not None else ():
+            self._check_size(record, disks, disk)  # before anything is changed
         if reason is not None:
             log.warning("the old disks are not known to be the last point", item=item, reason=reason)
         record = self.items.change(
@@ -208,6 +214,18 @@ class Adoption:
             self.items.folder(record.item) / "digests" / f"{disk}.tbl", record.key
         ) as table:
             return table.disk_size
+
+    def _check_size(self, record: ItemRecord, disks: OldDisks, disk: DiskKey) -> None:
+        """The other side's disk has the size of the last point: no journal can follow two sizes."""
+        expected = self._size(record, disk)
+        found = image_info(Path(disks.images[disk]), disks.formats.get(disk, QCOW2)).size
+        if found != expected:
+            raise ConflictError(
+                f"disk {disk} of {record.name} has {found} bytes now, and had {expected} at its last point",
+                hint="disable the item and protect the machine again",
+                item=record.item,
+                disk=disk,
+            )
 
     def _manifest(
         self, record: ItemRecord, tables: Mapping[DiskKey, Path], reason: str, after: Sequence

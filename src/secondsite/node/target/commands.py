@@ -95,6 +95,7 @@ class TargetCommands:
         args = command.args
         return self.adoption.adopt(
             _item(command),
+            command.epoch,
             _source(args),
             Policy(**args["policy"]),
             Sequence(int(args.get("after") or 0)),
