@@ -230,15 +230,19 @@ def test_a_member_whose_snapshot_fails_lets_the_other_run_on(
 
 
 KILLED = """
-    import os, signal, sys
+    import os, shutil, signal, sys
     from pathlib import Path
     from secondsite.node.daemon import NodeDaemon
     from secondsite.node.source import barrier
 
+    if sys.argv[2] == "alone":
+        shutil.which = lambda _program: None
     begin = barrier.StandStill.begin
 
     def killed(self):
         begin(self)
+        fabric = self._pausing.fabric
+        print("stood", [3 if fabric.power(vm) == "paused" else 1 for vm in self._machines], flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
     barrier.StandStill.begin = killed
@@ -249,18 +253,32 @@ KILLED = """
 """
 
 
-def test_a_node_killed_while_all_stand_still_resumes_them_when_it_is_back(pair: Pair) -> None:
+@pytest.mark.parametrize("guard", ["guarded", "alone"])
+def test_a_node_killed_while_all_stand_still_leaves_nobody_suspended(pair: Pair, guard: str) -> None:
+    """Its guard resumes them at once; without one (no virsh on the host) they wait for the node."""
     pair.wait_for_cuts(1)
     node = pair.nodes.primary
     node.close()
     child = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED), str(node.state)], timeout=240, check=False
+        [sys.executable, "-c", textwrap.dedent(KILLED), str(node.state), guard],
+        timeout=240,
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert child.returncode == -signal.SIGKILL
-    states = [guest.domain.state()[0] for guest in pair.guests]
-    assert states == [3, 3], "VIR_DOMAIN_PAUSED: else the kill came elsewhere"
+    assert child.stdout.split() == ["stood", "[3,", "3]"], "both were suspended when it died"
+
+    def states() -> list[int]:
+        return [guest.domain.state()[0] for guest in pair.guests]
+
+    if guard == "guarded":
+        wait_until(lambda: states() == [1, 1], 30, "the guard's resume")
+        wait_until(lambda: not list((node.state / "groups").glob("*.paused")), 30, "the note's end")
+    else:
+        assert states() == [3, 3]
     node.start()
-    assert [guest.domain.state()[0] for guest in pair.guests] == [1, 1]
+    assert states() == [1, 1]
     pair.wait_for_cuts(1)
     for sequences in pair.group_points().values():
         with pair.at(sequences) as (cause, effect):

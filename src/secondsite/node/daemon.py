@@ -48,6 +48,7 @@ from secondsite.node.source.consistency import thaw_leftovers
 from secondsite.node.source.gate import Gate
 from secondsite.node.source.groups import Groups
 from secondsite.node.source.replicator import Adapters, Replicators
+from secondsite.node.source.resume_guard import ResumeGuard
 from secondsite.node.source.standing import AskedStanding
 from secondsite.node.target.commands import TargetCommands
 from secondsite.node.target.journals import Journals
@@ -104,7 +105,10 @@ class NodeDaemon:
             return capture_for(self.config.fabric, record.vm, record.disks, _scratch(folders, record))
 
         self.events = NodeEvents()
-        pausing = Pausing(self.fabric, state / "groups", lambda: datetime.now(UTC), time.monotonic)
+        guard = ResumeGuard(self.config.fabric) if fabric is None else None
+        pausing = Pausing(
+            self.fabric, state / "groups", lambda: datetime.now(UTC), time.monotonic, guard=guard
+        )
         groups = Groups(pausing)
         adapters = Adapters(
             groups=groups,

@@ -48,6 +48,8 @@ class Replicators:
 class Site:
     """Three machines, their items, a group of the first two."""
 
+    boot = "bbbbbbbb-0000-4000-8000-000000000001\n"
+
     def __init__(self, folder: Path, *, pause_max_s: float = 30.0) -> None:
         self.folder = folder
         self.fabric = FakeFabric()
@@ -67,7 +69,12 @@ class Site:
 
     def open(self) -> None:
         self.pausing = Pausing(
-            self.fabric, self.folder / "groups", lambda: NOW, time.monotonic, pause_max_s=self.pause_max_s
+            self.fabric,
+            self.folder / "groups",
+            lambda: NOW,
+            time.monotonic,
+            pause_max_s=self.pause_max_s,
+            boot_id=lambda: self.boot,
         )
         self.groups = Groups(self.pausing)
         self.groups.peers = self.peers
@@ -308,6 +315,17 @@ def test_a_kill_amid_the_stand_still_is_made_good_by_the_next_start(site: Site) 
     site.fabric.suspend(site.vms[ITEMS[0]])
     site.groups.start()
     assert site.power() == [PAUSED, RUN, PAUSED]  # no note, no resume
+
+
+def test_a_note_of_an_earlier_boot_resumes_nobody(site: Site) -> None:
+    """What was suspended then is gone; who stands still now was paused by the gate, or by an operator."""
+    site.pausing.write(site.pausing.note("a-1"), [site.vms[ITEMS[0]]])
+    site.fabric.suspend(site.vms[ITEMS[0]])
+    site.boot = "bbbbbbbb-0000-4000-8000-000000000002"
+    site.open()
+    site.groups.start()
+    assert site.power() == [PAUSED, RUN, RUN]
+    assert notes(site) == []
 
 
 def test_a_resume_that_fails_is_repeated_until_it_succeeds(

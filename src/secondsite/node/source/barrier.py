@@ -1,10 +1,10 @@
 """A stand-still: several machines of this host suspended at once, looked at, and resumed, whatever happens in between.
 
 What it promises: no machine stays suspended because of us. A watchdog resumes all when the stand-still lasts too long; a
-resume that fails is repeated until it succeeds; and a note, durable before the first suspend, tells the next process
-which machines to resume after a kill. An operator's pause has no note and is left alone.
+resume that fails is repeated until it succeeds; and a note, durable before the first suspend, tells a guard outside of this
+process, and the next process, which machines to resume after a kill. An operator's pause has no note and is left alone.
 
-    <folder>/<group>-<number>.paused    {"machines": [UUIDs that ran and are about to be suspended]}
+    <folder>/<group>-<number>.paused    {"boot": id of the host's boot, "machines": [UUIDs that ran and are about to be suspended]}
              ...-left.paused            the same, of those that are still to be resumed
 """
 
@@ -23,11 +23,13 @@ import structlog
 from secondsite import durable
 from secondsite.errors import NotFoundError, SecondSiteError
 from secondsite.fabric.port import Fabric, PowerState
+from secondsite.node.source.resume_guard import ResumeGuard
 
 PAUSE_MAX_S: Final = 2.0
 """How long machines stand still at most before the watchdog resumes them."""
 RETRY_S: Final = 1.0
 _WORKERS: Final = 8
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _SUFFIX: Final = ".paused"
 _LEFT: Final = "-left.paused"
 
@@ -47,12 +49,16 @@ class Pausing:
         monotonic: Callable[[], float],
         *,
         pause_max_s: float = PAUSE_MAX_S,
+        guard: ResumeGuard | None = None,
+        boot_id: Callable[[], str] = _BOOT_ID.read_text,
     ) -> None:
         self.fabric = fabric
         self.folder = folder
         self.clock = clock
         self.monotonic = monotonic
         self.pause_max_s = pause_max_s
+        self._guard = guard
+        self._boot_id = boot_id
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
@@ -61,6 +67,14 @@ class Pausing:
     def note(self, name: str) -> Path:
         """Return where the note of a stand-still lies."""
         return self.folder / f"{name}{_SUFFIX}"
+
+    def write(self, path: Path, machines: Collection[str]) -> None:
+        """Write a note, durably, and have it watched over."""
+        if self._guard is not None:
+            with self._lock:
+                self._guard.watch(self.folder)
+        note = {"boot": _plain(self._boot_id()), "machines": sorted(machines)}
+        durable.write_atomic(path, json.dumps(note).encode())
 
     def resume_left(self) -> None:
         """Resume at once what a process that died left suspended; who cannot be resumed is tried again and again."""
@@ -72,7 +86,7 @@ class Pausing:
 
     def owe(self, name: str, machines: Collection[str]) -> None:
         """These could not be resumed: note it, and try until they are."""
-        _write_note(self.folder / f"{name}{_LEFT}", machines)
+        self.write(self.folder / f"{name}{_LEFT}", machines)
         self._keep_trying()
 
     def close(self) -> None:
@@ -81,6 +95,8 @@ class Pausing:
         thread = self._thread
         if thread is not None:
             thread.join()
+        if self._guard is not None:
+            self._guard.close()
 
     def _keep_trying(self) -> None:
         with self._lock:
@@ -105,13 +121,19 @@ class Pausing:
 
     def _resume_noted(self, path: Path) -> bool:
         try:
-            machines = [str(vm) for vm in json.loads(path.read_text())["machines"]]
+            note = json.loads(path.read_text())
+            machines = [str(vm) for vm in note["machines"]]
+            if note["boot"] != _plain(self._boot_id()):
+                machines = []  # nobody has been suspended since; who stands still now was paused by somebody else
+        except FileNotFoundError:
+            return True  # the guard was faster
         except (ValueError, KeyError, TypeError):
             # Written atomically, so this is damage; nobody can say any more which machines it named.
             log.exception("a note of suspended machines is damaged: look for paused machines", path=str(path))
             _remove_note(path)
             return True
-        log.warning("resuming machines that were suspended for a common point", machines=machines)
+        if machines:
+            log.warning("resuming machines that were suspended for a common point", machines=machines)
         done = all([resumed(self.fabric, vm) for vm in machines])  # noqa: C419 - every one
         if done:
             _remove_note(path)
@@ -130,8 +152,9 @@ def resumed(fabric: Fabric, vm: str) -> bool:
         return False
 
 
-def _write_note(path: Path, machines: Collection[str]) -> None:
-    durable.write_atomic(path, json.dumps({"machines": sorted(machines)}).encode())
+def _plain(boot_id: str) -> str:
+    """The boot's id without dashes: what looks like a UUID in a note is a machine (the guard reads it so)."""
+    return boot_id.strip().replace("-", "")
 
 
 def _remove_note(path: Path) -> None:
@@ -175,7 +198,7 @@ class StandStill:
         fabric = self._pausing.fabric
         self._before = self._each(self._machines, fabric.power)
         running = [vm for vm, power in self._before.items() if power is PowerState.RUNNING]
-        _write_note(self._note, running)
+        self._pausing.write(self._note, running)
         self._began = self._pausing.monotonic()
         self._watchdog.start()
         try:
