@@ -202,10 +202,11 @@ def test_a_demotion_that_was_refused_is_given_again_under_the_epoch_of_now(world
     world.away("host-ams")
     world.answers["source.demote"] = absent
     world.succeed(Operation.UNPLANNED_FAILOVER, **NO)
-    world.succeed(Operation.CHANGE_POINT, sequence=1)
-    assert world.item().epoch == 3
+    world.answers["target.failover"] = failing("no memory")
+    world.perform(Operation.CHANGE_POINT, sequence=1)
+    assert world.item().epoch == 4
     world.answers["source.demote"] = lambda command: (
-        {} if command.args["new_epoch"] >= 3 else SecondSiteError("it is at epoch 3 here")
+        {} if command.args["new_epoch"] >= 4 else SecondSiteError("it is at epoch 4 here")
     )
     world.store.bell.ring()
     until(lambda: answered(world), "the first answer")
@@ -214,7 +215,7 @@ def test_a_demotion_that_was_refused_is_given_again_under_the_epoch_of_now(world
     until(lambda: answered(world), "the second answer")
     look(world.ctx)
     assert standing(world) == []
-    assert world.args["source.demote"] == {"epoch": 3, "new_epoch": 3}
+    assert world.args["source.demote"] == {"epoch": 4, "new_epoch": 4}
 
 
 def answered(world: World) -> bool:
@@ -420,7 +421,8 @@ def test_points_are_changed_as_often_as_wanted_each_under_an_epoch_of_its_own(wo
     for number, (sequence, epoch) in enumerate(((1, 3), (3, 4), (2, 5))):
         world.kinds.clear()
         job = world.succeed(Operation.CHANGE_POINT, sequence=sequence)
-        assert world.kinds == ["target.abandon", "target.failover"], number
+        assert world.kinds == ["target.abandon", "target.failover", "source.demote"], number
+        assert world.args["source.demote"] == {"epoch": epoch, "new_epoch": epoch}
         assert world.args["target.abandon"] == {"epoch": epoch - 1}
         started = world.args["target.failover"]
         assert (started["epoch"], started["new_epoch"], started["sequence"]) == (epoch - 1, epoch, sequence)
@@ -449,7 +451,13 @@ def test_if_the_point_does_not_start_the_one_before_does_again(world: World) -> 
     )
     job = world.perform(Operation.CHANGE_POINT, sequence=1)
     assert (job.state, job.error and job.error["message"]) == (JobState.FAILED, "no memory")
-    assert world.kinds == ["target.abandon", "target.failover", "target.abandon", "target.failover"]
+    assert world.kinds == [
+        "target.abandon",
+        "target.failover",
+        "target.abandon",
+        "target.failover",
+        "source.demote",
+    ]
     assert world.args["target.abandon"] == {"epoch": 3}
     assert world.args["target.failover"]["new_epoch"] == 4
     item = world.item()
@@ -468,8 +476,26 @@ def test_if_no_point_starts_the_operator_changes_again_or_cancels(world: World) 
     del world.answers["target.failover"]
     world.kinds.clear()
     world.succeed(Operation.CHANGE_POINT, sequence=3)
-    assert world.kinds == ["target.abandon", "target.failover"]
+    assert world.kinds == ["target.abandon", "target.failover", "source.demote"]
     assert (world.item().state, world.item().epoch) == (ItemState.UNPLANNED_COMMIT_PENDING, 5)
+
+
+def test_an_old_side_that_is_away_is_told_of_the_last_epoch_and_holds_up_no_change(world: World) -> None:
+    """It was left under the first one, and its journal refused the new source for ever."""
+    three_points(world)
+    world.away("host-ams")
+    world.answers["source.demote"] = absent
+    world.succeed(Operation.UNPLANNED_FAILOVER, **NO)
+    job = world.succeed(Operation.CHANGE_POINT, sequence=1)
+    assert job.result is not None
+    assert "told again" in job.result["information"]
+    assert standing(world) == [("source.demote", {"new_epoch": 3})]
+    del world.answers["source.demote"]
+    world.store.bell.ring()
+    until(lambda: answered(world), "the orders")
+    look(world.ctx)
+    assert standing(world) == []
+    assert world.args["source.demote"]["new_epoch"] == 3
 
 
 def test_a_change_whose_target_is_away_changes_nothing(world: World) -> None:

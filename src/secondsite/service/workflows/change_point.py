@@ -8,7 +8,8 @@
                                                                        ▼
                                                        discard (until confirmed) ─▶ POINT_CHANGE_FAILED: nothing runs
 
-Each start has an epoch of its own. The source is not asked anything: it stepped down, or the order for that stands.
+Each start has an epoch of its own, and the old side is told of it, also if it stepped down under an earlier one: nobody but the
+side that writes may be left under an epoch of the past. It is not waited for.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from secondsite.service.workflows import rollback
 from secondsite.service.workflows.choosing import choose_point
 from secondsite.service.workflows.facts import networks_between, read_facts, was_away
 from secondsite.service.workflows.run import Run
-from secondsite.service.workflows.takeover import start_replica, take_over
+from secondsite.service.workflows.takeover import start_replica, step_down, take_over
 
-DISCARD, START, GIVE_UP, AGAIN, GIVE_UP_AGAIN = range(5)
-TASKS: Final = ("discard the machine that runs", "start the chosen point")
+DISCARD, START, DEMOTE, GIVE_UP, AGAIN, GIVE_UP_AGAIN = range(6)
+TASKS: Final = ("discard the machine that runs", "start the chosen point", "old side steps down")
 FALL_BACK: Final = (
     "remove what was started",
     "start the point before again",
@@ -56,11 +57,11 @@ def change_point(run: Run) -> None:
         epoch = _given_up(run, facts, GIVE_UP, epoch, error)
         _fall_back(run, facts, epoch, before, networks, error)
         return
-    _take_over(run, facts, epoch + 1, started, Event.SUCCEEDED)
+    told = _take_over(run, facts, epoch + 1, started, Event.SUCCEEDED)
     run.finish(
         Event.SUCCEEDED,
         f"it runs on {facts['target_name']} from point {started['sequence']} now",
-        result=_result(facts, started, networks, epoch + 1),
+        result=_result(facts, started, networks, epoch + 1) | told,
         move=False,
     )
 
@@ -81,18 +82,20 @@ def _stopped(item: Item) -> Json:
     return {f"{item.target_side.value}_vm": None}
 
 
-def _take_over(run: Run, facts: Json, epoch: int, started: Json, event: Event) -> None:
-    # An order to the old side that stands goes on standing: it is given again under the item's epoch.
+def _take_over(run: Run, facts: Json, epoch: int, started: Json, event: Event) -> Json:
+    """Note what runs, and tell the old side; return what is open there."""
     take_over(
         run,
         facts,
         epoch,
         started,
         event,
-        demotion=None,
+        demotion=f"{run.job_id}:{DEMOTE}:source.demote",
         planned=False,
         prepared=bool(facts["failover"].get("prepared")),
     )
+    information = step_down(run, facts, DEMOTE, epoch)
+    return {} if information is None else {"information": information}
 
 
 def _given_up(run: Run, facts: Json, ordinal: int, epoch: int, error: SecondSiteError) -> int:
@@ -123,13 +126,13 @@ def _fall_back(
         _given_up(run, facts, GIVE_UP_AGAIN, epoch, error)
         _nothing_runs(run, cause)
         return
-    _take_over(run, facts, epoch + 1, started, Event.FELL_BACK)
+    told = _take_over(run, facts, epoch + 1, started, Event.FELL_BACK)
     run.skip(START, GIVE_UP_AGAIN)
     run.finish(
         Event.FELL_BACK,
         f"the point was not changed: {cause.message}; it runs from point {started['sequence']} again",
         error=cause,
-        result=_result(facts, started, networks, epoch + 1) | {"rolled_back": True},
+        result=_result(facts, started, networks, epoch + 1) | told | {"rolled_back": True},
         move=False,
         severity=Severity.WARNING,
     )
@@ -146,7 +149,7 @@ def _nothing_runs(run: Run, cause: SecondSiteError) -> None:
 
 
 def _not_begun(run: Run, cause: SecondSiteError, *, runs: bool) -> None:
-    run.skip(DISCARD, START)
+    run.skip(DISCARD, DEMOTE)
     run.finish(
         Event.FELL_BACK if runs else Event.FAILED,
         f"the point was not changed: {cause.message}; nothing was changed",

@@ -42,7 +42,6 @@ def enable(run: Run) -> None:
             },
             with_key=True,
         )
-        host, port = facts["target_address"]
         start_at = facts["parameters"].get("start_at")
         run.command(
             START,

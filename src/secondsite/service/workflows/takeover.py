@@ -10,6 +10,7 @@ from secondsite.service.store import items, points
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Json
 from secondsite.service.usecases import standing
+from secondsite.service.workflows.facts import is_away
 from secondsite.service.workflows.run import Run
 
 
@@ -92,7 +93,15 @@ def take_over(
 def step_down(run: Run, facts: Json, ordinal: int, epoch: int) -> str | None:
     """Tell the old side to step down; return what is open if it does not answer. It stays told."""
     try:
-        run.command(ordinal, "source.demote", facts["source"], facts["item"], epoch, {"new_epoch": epoch})
+        run.command(
+            ordinal,
+            "source.demote",
+            facts["source"],
+            facts["item"],
+            epoch,
+            {"new_epoch": epoch},
+            unless=lambda tx: is_away(run, tx, facts["source"]),
+        )
     except SecondSiteError as error:
         return not_stepped_down(facts, error.message)
     run.change(
