@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import signal
 import subprocess
@@ -28,6 +29,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 VDA, VDB, VDC = DiskKey("vda"), DiskKey("vdb"), DiskKey("vdc")
 SIZES = {VDA: 8 * MIB, VDB: 4 * MIB + 512, VDC: 4 * MIB}
 FORMATS = {VDA: "qcow2", VDB: "raw", VDC: "block"}
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a block device")
 _names = (f"raw-{number}" for number in itertools.count())
 
 
@@ -217,6 +219,7 @@ def test_a_raw_file_that_was_written_just_now_is_not_vouched_for(
         assert snapshot.checkpoint == ""
 
 
+@only_root
 def test_a_block_device_of_a_machine_that_is_off_is_compared_each_time(site: Site, replica: Replica) -> None:
     site.machine.write(VDC, 0, b"a" * MIB)
     replica.cycle(site.capture())
@@ -229,6 +232,7 @@ def test_a_block_device_of_a_machine_that_is_off_is_compared_each_time(site: Sit
     assert_same(site, replica)
 
 
+@only_root
 def test_a_block_device_that_is_written_while_it_is_read_makes_no_point(site: Site) -> None:
     with site.capture().snapshot(since=None, new="ss-1") as snapshot:
         reader = snapshot.disks[VDC].read([(0, 4 * MIB)])

@@ -6,6 +6,7 @@ the way that a guest's writes take. A shut-off one is written through qemu-io, w
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,8 @@ from secondsite.model.ids import DiskKey
 class TrackedMachine:
     """A domain with disks; its images lie in `folder`, and `scratch` is a folder there that QEMU may write to.
 
-    formats: "qcow2" (the default), "raw", or "block": a raw block device, which is a loop device.
+    formats: "qcow2" (the default), "raw", or "block": a raw block device, which is a loop device; only root can make one,
+        so for others it is a raw file.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class TrackedMachine:
                 image = folder / f"{name}-{key}.raw"
                 with image.open("wb") as file:
                     file.truncate(size)
+            if self.kinds[key] == "block" and os.geteuid() != 0:
+                self.kinds[key] = "raw"
             if self.kinds[key] == "block":
                 image = Path(_run("losetup", "--find", "--show", str(image)).strip())
                 self._loops.append(image)

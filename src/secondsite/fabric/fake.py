@@ -28,13 +28,12 @@ from secondsite.errors import (
     SecondSiteError,
     UnavailableError,
 )
+from secondsite.fabric.disk_xml import has_backing, read_disk
 from secondsite.fabric.domain_xml import (
     definition_root,
     disk_elements,
-    has_backing,
     machine_problems,
     parse_domain,
-    read_disk,
     read_kept,
     read_labels,
     read_nics,

@@ -17,12 +17,12 @@ import libvirt
 
 from secondsite.errors import NotFoundError, SecondSiteError
 from secondsite.fabric.connection import Connection
+from secondsite.fabric.disk_xml import read_disk
 from secondsite.fabric.domain_xml import (
     agent_connected,
     disk_elements,
     machine_problems,
     parse_domain,
-    read_disk,
     read_kept,
     read_labels,
     read_nics,

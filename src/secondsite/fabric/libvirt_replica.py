@@ -13,11 +13,11 @@ import libvirt
 
 from secondsite.errors import ConflictError, NotFoundError
 from secondsite.fabric.connection import Connection, lookup
+from secondsite.fabric.disk_xml import image_path
 from secondsite.fabric.domain_xml import (
     Kept,
     definition_root,
     disk_elements,
-    image_path,
     parse_domain,
     read_labels,
     to_text,

@@ -15,7 +15,8 @@ from typing import Any, Final
 import libvirt
 
 from secondsite.fabric.connection import Connection
-from secondsite.fabric.domain_xml import disk_elements, has_backing, image_path, parse_domain
+from secondsite.fabric.disk_xml import has_backing, image_path
+from secondsite.fabric.domain_xml import disk_elements, parse_domain
 from secondsite.fabric.images import image_info, stream_offline
 from secondsite.fabric.inventory import PowerState
 from secondsite.fabric.kept_xml import displaced_by, standalone_xml

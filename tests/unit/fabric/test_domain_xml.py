@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from secondsite.errors import CorruptError, InvalidInputError
+from secondsite.fabric.disk_xml import read_disk
 from secondsite.fabric.domain_xml import (
     XML_CHARS_MAX,
     agent_connected,
@@ -16,7 +17,6 @@ from secondsite.fabric.domain_xml import (
     disk_elements,
     machine_problems,
     parse_domain,
-    read_disk,
     read_labels,
     read_nics,
 )
