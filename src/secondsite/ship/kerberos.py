@@ -54,6 +54,8 @@ _SPNEGO: Final = "1.3.6.1.5.5.2"
 _KRB5: Final = "1.2.840.113554.1.2.2"
 _UNREACHABLE: Final = {code & 0xFFFFFFFF for code in (-1765328228, -1765328164)}
 """KRB5_KDC_UNREACH and KRB5_REALM_CANT_RESOLVE of krb5.h: later it may work."""
+_TICKET: Final = {"fault": "ticket"}
+"""An attribute of errors that another ticket may mend; told to the peer, too."""
 _QUEUE_S: Final = 15.0
 """A KDC that hangs must not line up all items behind each other for minutes."""
 _MARGIN_S: Final = 60.0
@@ -123,7 +125,7 @@ class KerberosAcceptor:
             complete = context.complete  # also raises what step put off because it had a token to send
         except gss.exceptions.GSSError as error:
             raise UnauthenticatedError(
-                f"the ticket is refused: {_reason(error)}", hint=_hint(_reason(error))
+                f"the ticket is refused: {_reason(error)}", hint=_hint(_reason(error)), **_TICKET
             ) from error
         if not complete:
             raise UnauthenticatedError("the ticket needs more than one step", hint="use Kerberos alone")
@@ -188,7 +190,7 @@ class KerberosTrust:
             self._introduce(gss, connection)
         except UnauthenticatedError as error:
             self.ccache.unlink(missing_ok=True)
-            if not kept:
+            if not kept or error.attributes.get("fault") != "ticket":
                 raise
             raise UnavailableError(
                 f"{error.message} (with a ticket from before; the next try takes a new one)",
@@ -273,7 +275,7 @@ def _no_ticket(error: Any, message: str, **attributes: Any) -> SecondSiteError:
         return UnavailableError(
             f"{message}: {reason}", hint="is the KDC up, and named in krb5.conf?", **attributes
         )
-    return UnauthenticatedError(f"{message}: {reason}", hint=_hint(reason), **attributes)
+    return UnauthenticatedError(f"{message}: {reason}", hint=_hint(reason), **_TICKET, **attributes)
 
 
 def _reason(error: Any) -> str:
