@@ -148,6 +148,20 @@ def test_a_machine_that_is_gone_is_demoted_all_the_same(side: SourceSide) -> Non
     assert side.record.role is Role.STANDBY
 
 
+def test_a_transient_machine_is_gone_when_its_power_is_cut(
+    side: SourceSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = side.fabric.power_off
+
+    def vanish(vm: str) -> None:
+        real(vm)
+        side.fabric.undefine(vm, keep_disks=True)
+
+    monkeypatch.setattr(side.fabric, "power_off", vanish)
+    assert side.done("source.demote", 2, new_epoch=2) == {"ran": True, "diverged": True}
+    assert side.record.role is Role.STANDBY
+
+
 def test_a_held_machine_that_ran_before_its_host_went_down_ran(side: SourceSide) -> None:
     side.fabric.power_off(side.vm)
     side.items.change(ITEM, runs=True, held=Held("nobody answers"))

@@ -7,6 +7,7 @@ Nothing is lost: the last acknowledged point, the digest tables and the bitmap s
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -64,7 +65,8 @@ class Fence:
                 log.warning("the power of a machine that was superseded is cut", item=record.item)
                 record = self.items.change(record.item, diverged=True)
                 self.fabric.power_off(record.vm)
-            self.fabric.lock_power(record.vm, LOCK_REASON)
+            with suppress(NotFoundError):  # a transient machine ends with its power; looked at once more
+                self.fabric.lock_power(record.vm, LOCK_REASON)
         raise ConflictError(
             f"{record.name} is started again and again", hint="find out who starts it, then try again"
         )
