@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from secondsite.errors import ConflictError, NotFoundError
-from secondsite.model.ids import CommandId, ItemId, JobId, NodeId, SiteId
+from secondsite.model.ids import CommandId, GroupId, ItemId, JobId, NodeId, SiteId
 from secondsite.model.item import ItemState
 from secondsite.service.store import (
     audit,
@@ -28,7 +28,7 @@ from secondsite.service.store import (
 )
 from secondsite.service.store.database import FencedError, Store, is_transient
 from secondsite.service.store.lease import ServiceLock
-from secondsite.service.store.records import CloudMapping, Job, Point, Site
+from secondsite.service.store.records import CloudMapping, Group, Job, Point, Site
 from secondsite.service.store.tables import cloud_mappings, clouds, metadata, policies
 from secondsite.service.store.tables import items as items_table
 from secondsite.service.vocabulary import CommandState, JobState, Side
@@ -439,6 +439,54 @@ def test_points_follow_the_journal(store: Store) -> None:
         assert points.sequences(tx, item) == {2, 3}
         with pytest.raises(NotFoundError, match="recovery point 1"):
             points.get(tx, item, 1)
+
+
+def test_a_group_point_is_one_that_every_member_has(store: Store) -> None:
+    web, db = given_item(store, "web"), given_item(store, "db")
+    group = Group(GroupId("g"), "shop", 1, 0, NOW)
+    with store.transaction() as tx:
+        groups.add(tx, group)
+        groups.change_members(tx, group, [web, db], [])
+        for item, held in ((web, (1, 2, 3)), (db, (1, 3))):
+            points.add(
+                tx,
+                [
+                    Point(
+                        item,
+                        10 + number,
+                        1,
+                        NOW + timedelta(seconds=number),
+                        "d",
+                        "delta",
+                        "application" if item == web else "crash",
+                        0,
+                        group.id,
+                        number,
+                    )
+                    for number in held
+                ],
+            )
+        groups.note_number(tx, group.id, 3)
+        groups.note_number(tx, group.id, 2)
+    with store.reading() as tx:
+        assert groups.get(tx, "shop").number == 3
+        assert [item.name for item in groups.members(tx, group.id)] == ["db", "web"]
+        found = groups.complete(tx, group.id, [web, db], limit=10)
+        assert [(point.number, point.consistency.value) for point in found] == [(3, "crash"), (1, "crash")]
+        assert found[0].sequences == {web: 13, db: 13}
+        assert groups.complete(tx, group.id, [web, db], number=2) == []
+        assert [point.number for point in groups.complete(tx, group.id, [web], limit=2)] == [3, 2]
+    other = Group(GroupId("h"), "other", 1, 0, NOW)
+    with store.transaction() as tx:
+        groups.add(tx, other)
+    with store.transaction() as tx, pytest.raises(ConflictError):
+        groups.change_members(tx, other, [web], [])  # an item is in one group
+    with store.transaction() as tx:
+        groups.delete(tx, group.id)
+        groups.delete(tx, other.id)
+    with store.reading() as tx:
+        assert groups.listed(tx) == []
+        assert groups.of_item(tx, web) is None
 
 
 def test_many_points_are_added_and_removed_at_once(store: Store) -> None:
