@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import libvirt
 import libvirt_qemu
 import pytest
 
@@ -108,6 +109,35 @@ def test_all_disks_are_cut_at_one_instant(site: Site) -> None:
     with site.running().snapshot(since="ss-2", new="ss-3") as third:
         for key, disk in third.disks.items():
             assert list(disk.changed()) == [Extent(0, 128 * KIB)], key
+
+
+def test_a_write_just_before_or_after_the_instant_is_in_the_right_point_and_never_missed(
+    site: Site, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bitmaps of raw disks are not cut in the job's own transaction: they must enclose it."""
+    site.machine.start()
+    replica.cycle(site.capture())
+    begin = libvirt.virDomain.backupBegin
+
+    def begin_under_writes(domain: libvirt.virDomain, *arguments: object) -> int:
+        for key in SIZES:
+            site.machine.write(key, 0, b"b" * (64 * KIB))
+        result = begin(domain, *arguments)
+        for key in SIZES:
+            site.machine.write(key, MIB, b"c" * (64 * KIB))
+        return int(result)
+
+    monkeypatch.setattr(libvirt.virDomain, "backupBegin", begin_under_writes)
+    replica.cycle(site.capture())
+    monkeypatch.undo()
+    for key, image in replica.images.items():
+        assert image[: 64 * KIB] == b"b" * (64 * KIB), key
+        assert image[MIB : MIB + 64 * KIB] == bytes(64 * KIB), key
+    replica.cycle(site.capture())
+    assert replica.shipped == dict.fromkeys(SIZES, 64 * KIB)
+    assert not replica.compared
+    site.machine.stop()
+    assert_same(site, replica)
 
 
 def test_forgetting_leaves_no_bitmap_in_qemu(site: Site) -> None:
