@@ -59,6 +59,7 @@ STATUS: Final[Mapping[str, str]] = {
     "too_large": "413 Content Too Large",
     "corrupt": "422 Unprocessable Content",
     "pinned": "423 Locked",
+    "locked_out": "429 Too Many Requests",
     "internal": "500 Internal Server Error",
     "unsupported": "501 Not Implemented",
     "unavailable": "503 Service Unavailable",
