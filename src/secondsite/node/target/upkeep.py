@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
 import structlog
 
 from secondsite.errors import SecondSiteError
+from secondsite.journal import Journal
 from secondsite.model.ids import ItemId
+from secondsite.model.policy import Policy
+from secondsite.model.retention import PointAge, points_to_keep
 from secondsite.node.records import ItemRecord, ItemStore, Role
 from secondsite.node.target.journals import Journals
 from secondsite.node.target.replicas import Replicas
@@ -20,6 +24,8 @@ from secondsite.node.target.sharing import complete_cuts
 
 TEND_S: Final = 1.0
 MAINTAIN_S: Final = 30.0
+HELD_MAX: Final = 512
+"""So many points that retention has given up may wait behind a pinned one before they are merged."""
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +92,22 @@ class Upkeep:
                 and self._journals.exists(other.item)
             )
             shared = complete_cuts(journal.points(), others)
-            journal.maintain(record.policy, self._clock(), shared=shared)
+            if journal.maintain(record.policy, self._clock(), shared=shared).held_by is not None:
+                self._merge_held(journal, record.policy)
+
+    def _merge_held(self, journal: Journal, policy: Policy) -> None:
+        """Somebody keeps an old point, for long if it is a reversal's: the points after it that are given up cannot be
+        folded, so now and then they are merged into the last of them. All of them are rewritten, so not at every round.
+        """
+        points = journal.points()
+        ages = [PointAge(point.sequence, point.time, point.consistency) for point in points]
+        first = points_to_keep(ages, replace(policy, keep_all_hours=None), self._clock())[0]
+        pinned = {pin.sequence for pin in journal.pins()}
+        due = [
+            point.sequence for point in points[1:] if point.sequence < first and point.sequence not in pinned
+        ]
+        if len(due) >= HELD_MAX:
+            journal.thin(due[:-1])
 
     def _loop(
         self,
