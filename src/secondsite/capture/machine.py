@@ -203,6 +203,11 @@ def _tracked_disk(key: DiskKey, element: ET.Element) -> MachineDisk:
         raise UnsupportedError(
             f"disk {key} has the format {image_format!r}{where}", disk=key, hint=_FORMATS_HINT
         )
+    if element.find(".//encryption") is not None or element.find("source/slices") is not None:
+        # Its file does not hold what the guest sees, so it would read differently when the machine is off.
+        raise UnsupportedError(
+            f"disk {key} is encrypted or a slice of its image", disk=key, hint="exclude it"
+        )
     index = "" if source is None else source.get("index", "")
     return MachineDisk(key, Path(file), image_format, int(index) if index.isdigit() else None)
 

@@ -73,6 +73,12 @@ def _disk_problems(key: DiskKey, disk: ET.Element, form: str) -> Iterator[Proble
             f"{key} has the format {form}{where}",
             "qcow2 files, raw files and raw block devices are replicated: convert it with qemu-img convert",
         )
+    elif disk.find("source/slices") is not None:
+        yield Problem(
+            ProblemCode.DISK_FORMAT,
+            f"{key} is a slice of its image",
+            "give it an image of its own: virsh blockcopy",
+        )
     elif form == "raw":
         yield Problem(
             ProblemCode.DISK_COMPARED,

@@ -97,6 +97,13 @@ def test_other_formats_are_refused_by_name(driver: str, kind: str) -> None:
     assert driver in problem.message
 
 
+def test_a_slice_of_an_image_is_not_replicable() -> None:
+    slices = "<slices><slice type='storage' offset='512' size='1024'/></slices>"
+    text = PLAIN.replace("<source file='/images/web01.qcow2'/>", f"<source file='/i'>{slices}</source>")
+    assert text != PLAIN
+    assert [problem.code for problem in disks_of(text)["vda"].problems] == [ProblemCode.DISK_FORMAT]
+
+
 def test_an_encrypted_disk_is_not_replicable() -> None:
     text = PLAIN.replace("<target dev='vda'", "<encryption format='luks'/><target dev='vda'")
     assert [problem.code for problem in disks_of(text)["vda"].problems] == [ProblemCode.DISK_ENCRYPTED]
