@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -53,6 +54,8 @@ log = logging.getLogger("secondsite.service")
 
 PEOPLE_PORT: Final = 8443
 NODES_PORT: Final = 8445
+LOST_EXIT: Final = 6
+"""The exit code of "unavailable", as the commands have it."""
 NODE_THREADS: Final = 64
 """A long poll holds a thread: enough for some fifty nodes."""
 
@@ -130,6 +133,8 @@ class Service:
     """Set when the service must stop by itself: its lock on the database is gone."""
     stopping: threading.Event = field(default_factory=threading.Event, init=False)
     """Set when it must stop, for whatever reason; `run` waits for it, and a standby stops waiting."""
+    on_lost: Callable[[], None] = lambda: None
+    """Called first of all when the lock is gone, from another thread."""
     _engine: Engine | None = field(default=None, init=False)
 
     def start(self) -> None:
@@ -204,7 +209,8 @@ class Service:
             folder.waiting.unlink(missing_ok=True)
 
     def _lose(self) -> None:
-        # Workflows first: another service may go on with them this moment.
+        # Another service may go on with the workflows this moment.
+        self.on_lost()
         if self._engine is not None:
             self._engine.interrupt()
         self.lost.set()
@@ -253,15 +259,27 @@ def _check_copy(database: sa.URL, authority: CertificateAuthority) -> None:
         store.close()
 
 
+def _end_at_once() -> None:
+    sys.stderr.write(
+        "error [unavailable]: the lock on the database was lost, so the service ended\n"
+        "  hint: start it again; it waits as a standby, or until the database is back\n"
+    )
+    sys.stderr.flush()
+    os._exit(LOST_EXIT)
+
+
 def run(
     data_dir: Path, options: Options | None = None, *, ready: Callable[[dict[str, Any]], None] | None = None
 ) -> None:
     """Run a service until SIGTERM or SIGINT. `ready` is called with its addresses once it listens.
 
     Raises:
-        UnavailableError: the connection that holds the database's lock broke. Start again: what ran goes on.
+        UnavailableError: the database cannot be reached.
+
+    When the connection that holds the database's lock breaks, the process ends on the spot with code 6, as if it were killed: an orderly end
+    takes seconds in which it could still take a workflow away from its successor. Start it again: what ran goes on.
     """
-    service = Service(data_dir, options or Options())
+    service = Service(data_dir, options or Options(), on_lost=_end_at_once)
     previous = {
         number: signal.signal(number, lambda *_: service.stopping.set())
         for number in (signal.SIGTERM, signal.SIGINT)
@@ -277,11 +295,6 @@ def run(
         service.stop()
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if service.lost.is_set():
-        raise UnavailableError(
-            "the lock on the database was lost, so the service ended",
-            hint="start it again when the database is back",
-        )
 
 
 class PeopleServer:

@@ -38,6 +38,7 @@ from secondsite.service.workflows.change_point import change_point
 from secondsite.service.workflows.disable import disable
 from secondsite.service.workflows.enable import enable
 from secondsite.service.workflows.failover import planned_failover
+from secondsite.service.workflows.orphans import Orphans
 from secondsite.service.workflows.pausing import pause, resume, resync
 from secondsite.service.workflows.run import Interrupted, Run
 from secondsite.service.workflows.settle import commit, reverse
@@ -88,8 +89,9 @@ class Engine:
         self._stopping = threading.Event()
         self._ctx: Context | None = None
         self._functions: dict[str, Callable[[str], None]] = {}
-        self._running = 0
+        self._running: list[JobId] = []
         self._idle = threading.Condition()
+        self._orphans = Orphans(self)
 
     def start(self, ctx: Context) -> None:
         """Begin: unfinished workflows go on, jobs that never started begin."""
@@ -104,6 +106,26 @@ class Engine:
         for job in waiting:
             if DBOS.get_workflow_status(job.id) is None:
                 self.submit(job.id)
+        self._orphans.start()
+
+    def unfinished(self) -> set[JobId]:
+        """Jobs that have not ended."""
+        assert self._ctx is not None
+        with self._ctx.store.reading() as tx:
+            return {job.id for job in jobs.unfinished(tx)}
+
+    def here(self) -> set[JobId]:
+        """Jobs whose workflow runs in this process."""
+        with self._idle:
+            return set(self._running)
+
+    def adopt(self, job_id: JobId) -> None:
+        """Let the workflow of a job run in this process, whoever is recorded as running it."""
+        status = DBOS.get_workflow_status(job_id)
+        if status is None:
+            self.submit(job_id)
+        elif status.status == "PENDING":
+            DBOS.resume_workflow(job_id)
 
     def submit(self, job_id: JobId) -> None:
         """Start the workflow of a job; does nothing if it was started before."""
@@ -136,22 +158,26 @@ class Engine:
     def interrupt(self) -> None:
         """Let every workflow stop at its next step, recording nothing; `close` has still to be called."""
         self._stopping.set()
+        self._orphans.stop()
         if self._ctx is not None:
             self._ctx.store.bell.ring()
 
     def close(self) -> None:
         """Interrupt what runs, wait until it has let go, and end; it goes on after the next start."""
         self.interrupt()
+        self._orphans.join()
         with self._idle:
-            if not self._idle.wait_for(lambda: self._running == 0, LET_GO_S):
-                log.warning("%d workflows did not let go; they go on after the next start", self._running)
+            if not self._idle.wait_for(lambda: not self._running, LET_GO_S):
+                log.warning(
+                    "%d workflows did not let go; they go on after the next start", len(self._running)
+                )
         DBOS.destroy(destroy_registry=True)
 
     def _register(self, operation: str, workflow: Callable[[Run], None]) -> Callable[[str], None]:
         def run_job(job_id: str) -> None:
             assert self._ctx is not None
             run = Run(self._ctx, DbosSteps(), JobId(job_id), self._stopping, self._speed)
-            with self._counted():
+            with self._counted(run.job_id):
                 try:
                     workflow(run)
                 except Exception as error:
@@ -165,14 +191,14 @@ class Engine:
         return DBOS.workflow(name=operation, max_recovery_attempts=None)(run_job)
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _counted(self, job_id: JobId) -> Iterator[None]:
         with self._idle:
-            self._running += 1
+            self._running.append(job_id)
         try:
             yield
         finally:
             with self._idle:
-                self._running -= 1
+                self._running.remove(job_id)
                 self._idle.notify_all()
 
     def _config(self) -> DBOSConfig:
