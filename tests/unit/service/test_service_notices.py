@@ -221,6 +221,25 @@ def test_nothing_is_sent_while_it_is_off_and_no_old_news_when_it_comes_back(
     assert inbox.told == new
 
 
+def test_a_change_of_the_severities_digs_out_no_old_news_and_loses_no_new(
+    empty_world: World, dispatch: Dispatch, inbox: Inbox
+) -> None:
+    configure(empty_world)
+    happen(empty_world, 2, Severity.INFO)
+    waiting = happen(empty_world)
+    alerts.put_alert_settings(
+        empty_world.ctx,
+        enabled=True,
+        severities=list(Severity),
+        per_minute=5,
+        receivers=[WantedReceiver("hook")],
+    )
+    new = happen(empty_world, 1, Severity.INFO)
+    look(dispatch)
+    look(dispatch)
+    assert inbox.told == waiting + new
+
+
 def test_a_new_receiver_gets_only_what_happens_from_now_on(
     empty_world: World, dispatch: Dispatch, inbox: Inbox
 ) -> None:

@@ -62,17 +62,19 @@ def settings(tx: Transaction) -> Settings | None:
 def put_settings(
     tx: Transaction, *, enabled: bool, severities: Sequence[str], per_minute: int, now: datetime
 ) -> None:
-    """Replace the settings. What happened before they were enabled is nobody's news."""
+    """Replace the settings. What happened before is told by the old ones, and is nobody's news under the new ones."""
     before = settings(tx)
+    while unseen(tx):
+        fill(tx, now)
     newest = int(tx.execute(sa.select(sa.func.max(events.c.id))).scalar() or 0)
     values = {
         "enabled": enabled,
         "severities": list(severities),
         "per_minute": per_minute,
         "updated": now,
+        "first_event": newest,
+        "last_event": newest,
     }
-    if before is None or (enabled and not before.enabled):
-        values |= {"first_event": newest, "last_event": newest}
     if before is None:
         tx.execute(sa.insert(alert_settings).values(id=1, **values))
     else:
