@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -16,7 +16,7 @@ from secondsite.errors import PinnedError
 from secondsite.journal import Journal, View
 from secondsite.model.ids import DiskKey, Epoch, Sequence
 from secondsite.model.policy import Policy
-from secondsite.model.retention import POINTS_MIN
+from secondsite.model.retention import POINTS_MIN, PointAge, points_to_keep
 from support.journals import KEY, START, VDA, VDB, Model
 from support.power import unsynced
 
@@ -71,7 +71,10 @@ class History(RuleBasedStateMachine):
 
     @rule(change=changes())
     def seal(self, change: dict[DiskKey, list[tuple[int, bytes | int]]]) -> None:
-        self.retained.append(self.model.seal(self.journal, change))
+        self.retained.append(self.model.seal(self.journal, change, time=self.next_time()))
+
+    def next_time(self) -> datetime:
+        return START + timedelta(minutes=25) * (self.model.sequence + 1)
 
     @precondition(lambda self: sum(self.model.sizes.values()) < 512 << 10)
     @rule(
@@ -86,7 +89,9 @@ class History(RuleBasedStateMachine):
         self.model.sizes[disk] = old + sectors * SECTOR
         self.model.disks[disk].extend(bytes(sectors * SECTOR))
         tail = [] if keeping else [(old + (sectors // 2) * SECTOR, bytes([written]) * SECTOR)]
-        self.retained.append(self.model.seal(self.journal, {disk: tail} if tail else {}))
+        self.retained.append(
+            self.model.seal(self.journal, {disk: tail} if tail else {}, time=self.next_time())
+        )
 
     @rule(keep=st.integers(POINTS_MIN, 6))
     def fold(self, keep: int) -> None:
@@ -95,6 +100,27 @@ class History(RuleBasedStateMachine):
         due = self.retained[max(0, len(self.retained) - keep)]
         self.retained = [sequence for sequence in self.retained if sequence >= min(due, limit)]
         assert (done.held_by is not None) == (limit < due)
+
+    @rule(every=st.floats(0.1, 2), hourly=st.floats(0, 2), daily=st.floats(0, 8))
+    def climb(self, every: float, hourly: float, daily: float) -> None:
+        """A ladder: what it gives up goes, but for what is in use and what the fold has to leave for that."""
+        policy = Policy(
+            retention_hours=every + hourly + daily,
+            keep_all_hours=every,
+            keep_hourly_hours=every + hourly,
+        )
+        points = self.journal.points()
+        kept = points_to_keep(
+            [PointAge(point.sequence, point.time) for point in points], policy, points[-1].time
+        )
+        in_use = self.pinned | {view.sequence for view in self.views}
+        self.journal.maintain(policy, points[-1].time)
+        floor = min([kept[0], *in_use])
+        self.retained = [
+            sequence
+            for sequence in self.retained
+            if sequence in kept or sequence in in_use or floor <= sequence < kept[0]
+        ]
 
     @precondition(lambda self: len(self.retained) > 3)
     @rule(data=st.data())

@@ -86,17 +86,20 @@ class LogStore:
         """Begin to take a file in. `accepted` is called before it gets its name."""
         return Incoming(self, self._incoming, digest, kind, accepted)
 
-    def adopt(self, temporary: Path, digest: Digest, kind: FileKind) -> StoredFile:
+    def adopt(
+        self, temporary: Path, digest: Digest, kind: FileKind, *, made_for: int | None = None
+    ) -> StoredFile:
         """Give a complete, closed file its name, durably, after its contents were found well-formed.
 
-        A disk may have grown, so one of a larger size is taken; the point that names it must be of that size.
+        A disk may have grown, so one of a larger size is taken; the point that names it must be of that size. Of a log that
+        merges points from before it grew, the size is `made_for`.
 
         Raises:
             CorruptError: not a log or list of zeros for a disk of ours. The file stays where it is.
         """
         length = temporary.stat().st_size
         index, size = _parse(temporary, kind, length)
-        if size is not None and size not in self.sizes and size < min(self.sizes):
+        if size is not None and size not in {made_for, *self.sizes} and size < min(self.sizes):
             raise CorruptError(f"the log was made for a disk of {size} bytes, which is none of this item's")
         if len(index) and size is not None and int(index.end[-1]) > size:
             raise CorruptError("the file names ranges beyond the end of the disk")

@@ -223,4 +223,4 @@ class _Output:
                 hasher.update(chunk)
         digest = Digest(hasher.hexdigest())
         self._expected.add(digest, kind)
-        return self._store.logs.adopt(path, digest, kind).ref
+        return self._store.logs.adopt(path, digest, kind, made_for=self._disk_size).ref

@@ -185,3 +185,17 @@ def test_a_thinning_that_was_cut_is_finished_by_the_next_writer(tmp_path: Path) 
     with Journal.open(path, writable=True) as journal:
         assert 5 not in [point.sequence for point in journal.points()]
         site.model.check(journal, verify=True)
+
+
+def test_points_from_before_a_disk_grew_are_merged_as_well(tmp_path: Path) -> None:
+    """Twice grown: the size between is that of no disk of now. Merging raised that the log was none of the item's."""
+    site = Site(tmp_path)
+    for number in range(30):
+        if number in {7, 10}:
+            for disk in (VDA, VDB):
+                site.model.sizes[disk] += 4096
+                site.model.disks[disk].extend(bytes(4096))
+        site.seal()
+    assert site.journal.maintain(LADDER, site.now).points_thinned > 10
+    site.model.check(site.journal, verify=True)
+    assert list(site.journal.verify()) == []
