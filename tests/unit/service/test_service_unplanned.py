@@ -341,7 +341,6 @@ def test_a_job_is_cancelled_until_the_replica_is_started(world: World, kind: str
     running = in_background(world, job)
     until(lambda: not answered(world), "the order")
     jobs.cancel_job(world.ctx, ME, job.id)
-    jobs.cancel_job(world.ctx, ME, job.id)
     running.join(20)
     done = world.job(job.id)
     assert (done.state, done.error and done.error["code"]) == (JobState.CANCELLED, "cancelled")
@@ -354,6 +353,17 @@ def test_a_job_is_cancelled_until_the_replica_is_started(world: World, kind: str
     again = jobs.retry_job(world.ctx, ME, job.id)
     assert again.parameters["retry_of"] == job.id
     assert world.run(again.id).state is JobState.SUCCEEDED
+
+
+def test_a_job_is_cancelled_before_it_begins_and_asking_again_changes_nothing(world: World) -> None:
+    three_points(world)
+    job = world.begin(Operation.UNPLANNED_FAILOVER)
+    first = jobs.cancel_job(world.ctx, ME, job.id)
+    assert jobs.cancel_job(world.ctx, ME, job.id).parameters == first.parameters
+    assert world.told().count("cancel-requested") == 1
+    assert world.run(job.id).state is JobState.CANCELLED
+    assert world.kinds == []
+    assert world.item().state is ItemState.PROTECTED
 
 
 def test_past_the_point_of_no_return_a_cancel_is_refused_with_the_way_out(world: World) -> None:

@@ -19,14 +19,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from secondsite.errors import RemoteError, SecondSiteError, TimeoutExceededError, UnavailableError
+from secondsite.errors import RemoteError, SecondSiteError, UnavailableError
 from secondsite.model.ids import CommandId, ItemId, JobId
 from secondsite.model.item import Event, ItemState, advance, advance_test
 from secondsite.service.context import Context
 from secondsite.service.store import commands, events, items, jobs
 from secondsite.service.store.database import Transaction, is_transient
-from secondsite.service.store.records import Command, Item, Job, Json
-from secondsite.service.vocabulary import CommandState, JobState, Severity, TaskState
+from secondsite.service.store.records import Item, Job, Json
+from secondsite.service.vocabulary import JobState, Severity, TaskState
+from secondsite.service.workflows import ordering
 from secondsite.service.workflows.ends import began_in, details, end_of
 from secondsite.service.workflows.limits import LIMITS, Limit
 
@@ -205,8 +206,8 @@ class Run:
         def tracked() -> Json:
             self._start_task(ordinal)
             try:
-                self._put(command_id, kind, node, item, epoch, args, with_key)
-                command = self._answered(command_id, ordinal, limit, unless)
+                ordering.put(self, command_id, kind, node, item, epoch, args, with_key)
+                command = ordering.answered(self, command_id, ordinal, limit, unless)
                 if command.error is not None:
                     raise RemoteError(command.error)
             except SecondSiteError as error:
@@ -217,88 +218,6 @@ class Run:
 
         result: Json = self.step(command_id.partition(":")[2], tracked)
         return result
-
-    def _put(
-        self, command_id: CommandId, kind: str, node: str, item: str, epoch: int, args: Json, with_key: bool
-    ) -> None:
-        with self.ctx.store.transaction() as tx:
-            if with_key:
-                args = {**args, "digest_key": items.get(tx, item).digest_key.hex()}
-            commands.put(
-                tx,
-                {
-                    "id": command_id,
-                    "node_id": node,
-                    "item_id": item,
-                    "job_id": self.job_id,
-                    "kind": kind,
-                    "epoch": epoch,
-                    "args": args,
-                    "created": self.ctx.clock(),
-                },
-            )
-
-    def _answered(
-        self,
-        command_id: CommandId,
-        ordinal: int,
-        limit: Limit,
-        unless: Callable[[Transaction], bool] | None,
-    ) -> Command:
-        shown: Json | None = None
-
-        def look(waited_s: float) -> Command | None:
-            nonlocal shown
-            with self.ctx.store.reading() as tx:
-                command = commands.find(tx, command_id)
-                needless = unless is not None and unless(tx)
-            assert command is not None
-            if command.state.ended:
-                return command
-            if needless:
-                self._unanswered(command, limit)
-            if command.progress is not None and command.progress != shown:
-                shown = command.progress
-                self.show_progress(ordinal, shown)
-            if command.state is CommandState.PENDING and waited_s > limit.delivery_s:
-                self._undelivered(command, limit)
-            if waited_s > limit.total_s:
-                self._unanswered(command, limit)
-            return None
-
-        found: Command = self.wait(look)
-        return found
-
-    def _undelivered(self, command: Command, limit: Limit) -> None:
-        error = UnavailableError(
-            f"the node did not fetch the command {command.kind} within {limit.delivery_s:.0f} s",
-            hint="start the node, or mend its connection to the service, and try again",
-            node=command.node_id,
-            command=command.id,
-            undelivered=True,
-            withdrawn=limit.withdraw,
-        )
-        if limit.withdraw:
-            with self.ctx.store.transaction() as tx:
-                withdrawn = commands.withdraw(tx, command, error.to_dict(), self.ctx.clock())
-            if not withdrawn:
-                return  # it was fetched at the last moment: go on waiting for its result
-        raise error
-
-    def _unanswered(self, command: Command, limit: Limit) -> None:
-        error = TimeoutExceededError(
-            f"{command.kind} was not answered within {limit.total_s:.0f} s",
-            hint="the node may still be at it: look at its log",
-            command=command.id,
-            unanswered=True,
-        )
-        if limit.withdraw:
-            # What the run gives up must never be handed out again: what it orders next may contradict it.
-            with self.ctx.store.transaction() as tx:
-                ended = commands.give_up(tx, command, error.to_dict(), self.ctx.clock())
-            if not ended:
-                return  # it was answered at the last moment
-        raise error
 
     def wait(self, look: Callable[[float], Any]) -> Any:
         """Call `look` with the seconds waited until it returns something; call this from within a step."""

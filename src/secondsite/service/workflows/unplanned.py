@@ -53,6 +53,7 @@ def unplanned_failover(run: Run) -> None:
     stepped = StepDown.NOT_ASKED
     try:
         _need_target(run, facts)
+        check_cancelled(run)
         prepared = _shut_down(run, facts, told)
         if prepared is None:
             stepped = step_down_first(run, facts, DEMOTE)
