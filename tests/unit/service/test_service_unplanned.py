@@ -583,6 +583,41 @@ def test_a_cancel_while_the_source_is_away_releases_it_when_it_is_back(world: Wo
         assert [each.kind for each in commands.open_of_item(tx, world.item().id)] == ["source.release"]
 
 
+@pytest.mark.parametrize("shutdown", list(ShutdownSource))
+def test_a_release_that_still_stood_does_not_outlive_the_next_failover(
+    world: World, shutdown: ShutdownSource
+) -> None:
+    """Given again under the epoch of now, it would start the machine beside the one that runs."""
+    three_points(world)
+    world.away("host-ams")
+    world.answers |= {"source.demote": absent, "source.release": absent}
+    world.succeed(Operation.UNPLANNED_FAILOVER, **NO)
+    world.succeed(Operation.CANCEL)
+    assert [kind for kind, _args in standing(world)] == ["source.release"]
+    world.back("host-ams")
+    del world.answers["source.demote"]
+    world.succeed(Operation.UNPLANNED_FAILOVER, shutdown_source=shutdown)
+    assert standing(world) == []
+    world.succeed(Operation.CHANGE_POINT, sequence=1)
+    world.clock.turn(hours=1)
+    look(world.ctx)
+    assert standing(world) == []
+    assert answered(world)
+    assert "source.release" not in world.kinds
+
+
+def test_a_release_is_never_given_while_the_machine_runs_at_the_target(world: World) -> None:
+    failed_over(world)
+    item = world.item()
+    left = {"kind": "source.release", "node": item.source_node_id, "epoch": 1, "args": {}, "base": "x:y"}
+    with world.store.transaction() as tx:
+        items.change(tx, item.id, standing=[{**left, "command": None, "attempt": 0}])
+    look(world.ctx)
+    assert standing(world) == []
+    assert answered(world)
+    assert world.kinds == []
+
+
 # -- after it ----------------------------------------------------------------------------------------------
 
 

@@ -51,10 +51,13 @@ def order(kind: str, node: str, epoch: int, args: Json, base: str, *, given: boo
 
 def with_order(orders: Sequence[Json] | None, new: Json) -> list[Json]:
     """Return the orders with a new one, less what it takes the place of."""
-    undone = commands.UNDOES.get(new["kind"], frozenset()) | {new["kind"]}
-    return [each for each in orders or [] if each["node"] != new["node"] or each["kind"] not in undone] + [
-        new
-    ]
+    return [*(undone_by(orders, new["kind"], new["node"]) or []), new]
+
+
+def undone_by(orders: Sequence[Json] | None, kind: str, node: str) -> list[Json] | None:
+    """Return what is left once `kind` was ordered on the node: less its like, and what it undoes; None if nothing is."""
+    undone = commands.UNDOES.get(kind, frozenset()) | {kind}
+    return [each for each in orders or [] if each["node"] != node or each["kind"] not in undone] or None
 
 
 def without(orders: Sequence[Json] | None, *kinds: str) -> list[Json] | None:
@@ -71,6 +74,8 @@ def follow(tx: Transaction, item: Item, now: datetime) -> None:
     left: list[Json] = []
     waiting: set[str] = set()
     for each in item.standing or []:
+        if each["kind"] == "source.release" and _runs_at_target(item):
+            continue  # whatever left it behind: two sides must never run
         if each["node"] in waiting or (busy and each["kind"] != "source.demote"):
             left.append(each)
             continue
@@ -80,6 +85,10 @@ def follow(tx: Transaction, item: Item, now: datetime) -> None:
             waiting.add(each["node"])
     if left != (item.standing or []):
         items.change(tx, item.id, standing=left or None)
+
+
+def _runs_at_target(item: Item) -> bool:
+    return item.failover is not None and item.failover["direction"] == item.direction.value
 
 
 def _followed(tx: Transaction, item: Item, each: Json, now: datetime, *, busy: bool) -> Json | None:
