@@ -533,6 +533,9 @@ def test_two_questions_of_one_job_are_answered_one_by_one(
     running.join(20)
     assert world.item().state is ItemState.POINT_CHANGE_FAILED
     assert [kind for kind, _args in standing(world)] == ["target.abandon"]
+    del world.answers["target.abandon"], world.answers["target.failover"]
+    world.succeed(Operation.CHANGE_POINT, sequence=1)
+    assert standing(world) == [], "it would remove what runs now"
 
 
 # -- cancel ------------------------------------------------------------------------------------------------

@@ -63,8 +63,9 @@ def take_over(
         now = run.ctx.clock()
         items.make_writable(tx, item.id, epoch, item.target_side, item.target_node_id, now)
         known = points.sequences(tx, item.id)
-        # An order to take up again, or to go on, that still stood must not outlive this.
+        # An order to take up again, to go on, or to remove a replica, that still stood must not outlive this.
         orders = standing.undone_by(item.standing, "source.demote", facts["source"])
+        orders = standing.undone_by(orders, "target.failover", facts["target"])
         if demotion is not None:
             told = standing.order("source.demote", facts["source"], epoch, {"new_epoch": epoch}, demotion)
             orders = standing.with_order(orders, told)
