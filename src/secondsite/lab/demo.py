@@ -17,6 +17,7 @@ from typing import Final
 
 from secondsite.journal import Journal
 from secondsite.lab import sites
+from secondsite.lab.disaster import Disaster
 from secondsite.lab.guest.builder import GuestBuilder
 from secondsite.lab.guest.definition import domain_xml
 from secondsite.lab.guest.disks import create_disks
@@ -54,6 +55,13 @@ class Demo:
             self._stage.chapter("Fail over, as planned", self._fail_over)
             self._stage.chapter("Commit, and replicate the other way", self._reverse)
             self._stage.chapter("Fail back", self._fail_back)
+            disaster = Disaster(self._stage)
+            self._stage.chapter("The first site is gone", disaster.lose_the_first_site)
+            self._stage.chapter("Fail over without it", disaster.fail_over_to_latest)
+            self._stage.chapter("Try an older point, and go back", disaster.change_the_point)
+            self._stage.chapter("Commit", disaster.commit)
+            self._stage.chapter("The first site is back", disaster.first_site_returns)
+            self._stage.chapter("Replicate back what differs", disaster.reverse)
             self._stage.chapter("Stop protecting it", self._disable)
             self.claims.figures["seconds_in_all"] = round(time.monotonic() - started, 1)
         finally:
@@ -178,10 +186,10 @@ class Demo:
 
     def _disable(self) -> None:
         self._stage.cli("item", "disable", NAME)
-        with self._stage.console("primary", NAME) as console:
+        with self._stage.console("secondary", NAME) as console:
             self.claims.check("the machine goes on without us", console.record(30) > 0)
-        left = [str(p) for p in (self._stage.hypervisors["secondary"].storage / "secondsite").glob("*/*/*")]
-        self.claims.check("disable leaves nothing at the second site", not left, left)
+        left = [str(p) for p in (self._stage.hypervisors["primary"].storage / "secondsite").glob("*/*/*")]
+        self.claims.check("disable leaves nothing at the other site", not left, left)
 
     # -- checks ----------------------------------------------------------------------------------------------
 

@@ -94,9 +94,12 @@ class Stage:
     def extract(self, site: str, sequence: int) -> list[Path]:
         """Get a point's disks with the stand-alone command, which knows nothing but the journal's folder."""
         folder = self.folder / f"point-{site}-{sequence}"
+        disks = [folder / f"{disk}.raw" for disk in DISKS]
+        if folder.exists():
+            return disks
         journal = [str(self.journal(site)), "--sequence", str(sequence)]
         self.cli("journal", "extract", *journal, "--output", str(folder))
-        return [folder / f"{disk}.raw" for disk in DISKS]
+        return disks
 
     def journal(self, site: str) -> Path:
         """The folder of the item's journal at a site."""
