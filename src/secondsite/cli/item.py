@@ -9,10 +9,11 @@ import typer
 from secondsite.cli.client import connect
 from secondsite.cli.failover import add_to
 from secondsite.cli.following import NoWait, finish
-from secondsite.cli.operating import Item as Item
-from secondsite.cli.operating import operate
+from secondsite.cli.operating import Item, operate
 from secondsite.cli.output import Json, human_bytes, out, print_fields, print_json, print_rows, reporting
 from secondsite.errors import InvalidInputError
+
+__all__ = ["Item", "app"]
 
 app = typer.Typer(no_args_is_help=True)
 
