@@ -15,7 +15,7 @@ import libvirt
 import libvirt_qemu
 
 from secondsite.capture.machine import Machine, is_active, translated
-from secondsite.errors import NotFoundError, TimeoutExceededError, UnavailableError
+from secondsite.errors import NotFoundError, TimeoutExceededError, UnavailableError, UnsupportedError
 
 ANSWER_S: Final = 5
 _POLL_S: Final = 0.1
@@ -51,6 +51,8 @@ class LibvirtAgent:
             return 0
         try:
             return int(self._ask(domain, "guest-fsfreeze-thaw"))
+        except UnsupportedError:
+            return 0  # it runs without a channel, so it has been off since anybody froze it
         except _RefusedError:
             if self._is_frozen(domain):
                 raise
