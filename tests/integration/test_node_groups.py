@@ -213,8 +213,9 @@ def test_a_member_whose_snapshot_fails_lets_the_other_run_on(
 
     def snapshot(self: LibvirtCapture, *, since: str | None, new: str) -> Snapshot:
         if self._machine.name == victim and not failed:
-            failed.append(new)
-            raise UnavailableError("no snapshot this time")
+            with self.instant():  # as the others begin theirs
+                failed.append(new)
+                raise UnavailableError("no snapshot this time")
         return original(self, since=since, new=new)
 
     monkeypatch.setattr(LibvirtCapture, "snapshot", snapshot)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import secrets
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -88,6 +88,8 @@ class LibvirtCapture:
         self._clock = clock
         self._reserve = scratch_reserve
         self._job_end_timeout_s = job_end_timeout_s
+        self.instant: Callable[[], AbstractContextManager[None]] = nullcontext
+        """See `port.HasInstant`."""
         if len(bytes(self._scratch)) + len(f"/{FILE_PREFIX}01234567.sock") > _SOCKET_PATH_MAX:
             raise InvalidInputError(f"the path of the scratch folder is too long: {scratch}")
 
@@ -111,20 +113,19 @@ class LibvirtCapture:
             raise NoSpaceError(f"only {free} bytes are free for scratch files", path=str(self._scratch))
         definition = machine.definition(domain)
         token = secrets.token_hex(4)
-        instant = self._clock()
+        backup = self._backup_xml(domain, token, since, kept)
+        checkpoint = self._checkpoint_xml(domain, new) if kept else None
         try:
             if since is not None:
                 if kept:
                     require_checkpoint(domain, since, kept)
                 live.require(plain, since)
-            # Before the job begins, so that nothing that is written after its instant escapes them.
-            live.add(plain, new)
-            with libvirt_errors(f"cannot begin a snapshot of {machine.name}"):
-                domain.backupBegin(
-                    self._backup_xml(domain, token, since, kept),
-                    self._checkpoint_xml(domain, new) if kept else None,
-                    0,
-                )
+            with self.instant():
+                instant = self._clock()
+                # Before the job begins, so that nothing that is written after its instant escapes them.
+                live.add(plain, new)
+                with libvirt_errors(f"cannot begin a snapshot of {machine.name}"):
+                    domain.backupBegin(backup, checkpoint, 0)
         except TrackingLostError:
             # What is broken would stand in the way of the checkpoint that comes next.
             forget_checkpoints(machine, keep=())

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
-from typing import Final, NamedTuple, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self, runtime_checkable
 
 from secondsite.errors import InvalidInputError, SecondSiteError
 from secondsite.model.ids import DiskKey
@@ -154,6 +155,16 @@ class Capture(Protocol):
             UnavailableError, TimeoutExceededError: the hypervisor does not answer; the call may be repeated.
         """
         ...
+
+
+@runtime_checkable
+class HasInstant(Protocol):
+    """A capture that says when it matters that the machine stands still: only while its snapshot begins, not while it is prepared.
+
+    instant: what the begin happens in; set by who makes several machines stand still together. The clock is read in it.
+    """
+
+    instant: Callable[[], AbstractContextManager[None]]
 
 
 def check_checkpoint_name(name: str) -> str:

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from secondsite.capture.port import CancelledError, Capture, Snapshot
+from secondsite.capture.port import CancelledError, Capture, HasInstant, Snapshot
 from secondsite.errors import SecondSiteError
 from secondsite.model.ids import GroupId, ItemId
 from secondsite.model.manifest import GROUP_LABEL, GROUP_MEMBERS_LABEL
@@ -319,8 +319,12 @@ class _StillCapture:
 
     def snapshot(self, *, since: str | None, new: str) -> Snapshot:
         """See the port. A second one, after tracking turned out to be lost, is the member's own."""
-        with self._meeting.still():
+        if isinstance(self._capture, HasInstant):
+            self._capture.instant = self._meeting.still
             snapshot = self._capture.snapshot(since=since, new=new)
+        else:
+            with self._meeting.still():
+                snapshot = self._capture.snapshot(since=since, new=new)
         if self._meeting.cut is not None:
             snapshot.time = self._meeting.cut.time
         return snapshot
