@@ -181,6 +181,16 @@ def dirty_bytes(image: Path, bitmap: str, folder: Path) -> int:
     return sum(int(length) for _offset, length, flags, *_ in lines if flags == "1")
 
 
+def qemu_of(bench: Bench, vm: VmInfo) -> int:
+    """The process of a running machine."""
+    (process,) = [
+        process
+        for process in bench.hypervisor.guests()
+        if f"guest={vm.name}," in " ".join(process.command_line)
+    ]
+    return process.pid
+
+
 def count_of_bitmap(domain: libvirt.virDomain) -> int:
     """Bytes that the bitmap "start" of a running machine's disk names."""
     import json
@@ -316,6 +326,26 @@ def test_what_is_pulled_does_not_count_as_changed(bench: Bench, running: bool) -
         bench.fabric.power_off(vm.uuid)
     assert dirty_bytes(disk.path, "start", bench.folder) == 0
     assert image_info(disk.path).backing is None
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("running", [True, False])
+def test_what_stands_alone_keeps_what_was_pulled_when_its_qemu_is_killed(bench: Bench, running: bool) -> None:
+    """QEMU had the map of what it copied in its memory only: the disk read as zeros, and its view was given up."""
+    image = bench.folder / "point.raw"
+    image.write_bytes(os.urandom(64 * MIB))
+    vm = bench.replica(bench.view(image))
+    if running:
+        bench.fabric.start(vm.uuid)
+    bench.fabric.make_standalone(vm.uuid)
+    if not running:
+        bench.fabric.start(vm.uuid)
+    os.kill(qemu_of(bench, vm), signal.SIGKILL)
+    eventually(lambda: bench.fabric.power(vm.uuid) is PowerState.OFF)
+    (disk,) = vm.disks
+    assert disk.path is not None
+    compare = ["qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", disk.path, image]
+    assert subprocess.run(compare, check=False).returncode == 0
 
 
 def test_a_machine_that_stops_in_the_middle_is_finished_offline(bench: Bench) -> None:
