@@ -97,6 +97,20 @@ def test_a_repeated_failover_serves_no_view_that_its_machine_does_not_need_any_m
     assert side.views.running == set()
 
 
+def test_a_point_that_took_others_in_is_known_by_the_digest_that_it_had(side: TargetSide) -> None:
+    """Whoever chose it knew it from before it was merged: the failover to each point that a ladder keeps was refused."""
+    journal = side.journals.get(ITEM)
+    before = next(point.digest for point in journal.points() if point.sequence == 3)
+    next_point(side, 1)
+    journal.thin([2])
+    after = next(point.digest for point in journal.points() if point.sequence == 3)
+    assert after != before
+    args = {"new_epoch": 2, "name": "web", "networks": {}}
+    assert side.refused("target.failover", 1, sequence=3, digest="0" * 64, **args) == "out_of_sequence"
+    started = side.done("target.failover", 1, sequence=3, digest=before, **args)
+    assert (started["sequence"], started["digest"]) == (3, after)
+
+
 def test_an_abandon_from_before_the_failover_that_runs_removes_nothing(side: TargetSide) -> None:
     """The machine was gone before the older epoch was noticed."""
     side.done("target.abandon", 2, epoch=2)

@@ -230,7 +230,7 @@ def test_a_group_point_is_one_that_every_member_has(shop: World) -> None:
                         {
                             "sequence": 101,
                             "time": format_time(shop.clock()),
-                            "digest": "0" * 64,
+                            "digest": f"{101:064x}",
                             "group": f"{group.id}:1",
                         }
                     ],

@@ -279,8 +279,9 @@ def sequences(world: World) -> list[int]:
         return [point.sequence for point in points.listed(tx, world.item().id)]
 
 
-def point(world: World, sequence: int) -> dict[str, Any]:
-    return {"sequence": sequence, "time": world.clock.now.isoformat(), "epoch": 1, "digest": "d"}
+def point(world: World, sequence: int, digest: str = "") -> dict[str, Any]:
+    digest = digest or f"{sequence:064x}"
+    return {"sequence": sequence, "time": world.clock.now.isoformat(), "epoch": 1, "digest": digest}
 
 
 def test_points_are_taken_from_the_journals_node_and_forgotten_when_it_says_so(world: World) -> None:
@@ -298,6 +299,20 @@ def test_points_are_taken_from_the_journals_node_and_forgotten_when_it_says_so(w
     report(target, [2, 3], complete=True)
     assert sequences(world) == [3, 2]
     assert world.item().last_sequence == 3
+
+
+def test_a_point_that_took_others_in_is_known_by_its_new_digest(world: World) -> None:
+    """The old one was kept, and a failover to that point was refused: "not the one that the source sealed"."""
+    item = world.protected()
+    world.point(item)
+    world.point(item)
+    merged = point(world, 2, "f" * 64) | {"kind": "merged", "changed": 8192}
+    told = {"points": [point(world, 1), merged, point(world, 3)], "complete": True}
+    reports.take_report(world.ctx, item.target_node_id, {"points": {item.id: told}})
+    with world.store.reading() as tx:
+        found = points.get(tx, item.id, 2)
+    assert (found.digest, found.kind, found.changed) == ("f" * 64, "merged", 8192)
+    assert sequences(world) == [3, 2, 1]
 
 
 def test_a_report_that_tells_nothing_new_writes_no_points(world: World) -> None:

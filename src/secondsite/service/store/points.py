@@ -24,6 +24,12 @@ def sequences(tx: Transaction, item_id: ItemId) -> set[int]:
     return {row[0] for row in found}
 
 
+def digests(tx: Transaction, item_id: ItemId) -> dict[int, str]:
+    """Return the digests of all points of an item, by sequence."""
+    found = tx.execute(sa.select(points.c.sequence, points.c.digest).where(points.c.item_id == item_id))
+    return {row[0]: row[1] for row in found}
+
+
 def add(tx: Transaction, new: Sequence[Point]) -> None:
     """Add points."""
     for first in range(0, len(new), AT_ONCE):

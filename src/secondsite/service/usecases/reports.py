@@ -153,9 +153,14 @@ def _take_points(tx: Transaction, item: Item, entry: Mapping[str, Any]) -> None:
         for point in _list(entry, "points")
         if isinstance(point.get("sequence"), int)
     }
-    known = points.sequences(tx, item.id)
-    new = [_point(item, reported[sequence]) for sequence in sorted(reported.keys() - known)]
-    points.add(tx, new)
+    before = points.digests(tx, item.id)
+    known = set(before)
+    told = [_point(item, reported[sequence]) for sequence in sorted(reported)]
+    new = [point for point in told if point.sequence not in known]
+    # Thinning merges points into the next one that stays, which has another digest then.
+    merged = [point for point in told if before.get(point.sequence, point.digest) != point.digest]
+    points.remove(tx, item.id, {point.sequence for point in merged})
+    points.add(tx, [*new, *merged])
     for group_id in {point.group_id for point in new if point.group_id is not None}:
         numbers = [point.group_number or 0 for point in new if point.group_id == group_id]
         group_store.note_number(tx, group_id, max(numbers))
