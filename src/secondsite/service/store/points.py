@@ -27,7 +27,7 @@ def sequences(tx: Transaction, item_id: ItemId) -> set[int]:
 def digests(tx: Transaction, item_id: ItemId) -> dict[int, str]:
     """Return the digests of all points of an item, by sequence."""
     found = tx.execute(sa.select(points.c.sequence, points.c.digest).where(points.c.item_id == item_id))
-    return {row[0]: row[1] for row in found}
+    return {row.sequence: row.digest for row in found}
 
 
 def add(tx: Transaction, new: Sequence[Point]) -> None:
