@@ -1,81 +1,162 @@
 #!/usr/bin/env python3
 """Kills each process at each step of each operation, on two real sites of this machine, and writes the table.
 
-    .venv/bin/python tools/kill_matrix.py [--rounds N] [--output docs/reference/kill-matrix.md]
+    .venv/bin/python tools/kill_matrix.py --kills kills.jsonl                      # all rounds, about 45 s each on two cores
+    .venv/bin/python tools/kill_matrix.py --kills kills.jsonl --first 12           # go on from a round
+    .venv/bin/python tools/kill_matrix.py --kills kills.jsonl --only reverse --victims "its QEMU" --late 2
+    .venv/bin/python tools/kill_matrix.py --kills kills.jsonl --rounds 0 --output docs/reference/kill-matrix.md
 
-A round takes about two minutes on two cores; as many rounds as the longest operation has tasks, times four victims, make the whole
-table. Exit code 1 if any end state is wrong. What a cell means stands in the page that it writes.
+Kills add up in the file, each with its commit, so the table may come from several runs. A round whose end state is wrong ends its
+lab; the next one begins in a fresh one. Exit code 1 if any end state is wrong. What a cell means stands in the page.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
+import shutil
+import signal
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from support.kill_matrix import ORDER, Broken, Matrix  # noqa: E402 - the tests' folder comes first
+from support.kill_table import Cell, keep, kept, standing, table  # noqa: E402
+from support.kill_victims import Victim  # noqa: E402
+from support.lab_story import running_lab  # noqa: E402
+
+if TYPE_CHECKING:
+    from support.lab_story import LabStory
+
+MOMENTS = 4
+"""In so many rounds each moment of each operation has its turn: the longest ones come twice in a round."""
+
 HEAD = """# What a kill does to an operation
 
-<!-- Made by `.venv/bin/python tools/kill_matrix.py --output docs/reference/kill-matrix.md`: do not edit it by hand. -->
+<!-- Made by `.venv/bin/python tools/kill_matrix.py --kills FILE --output docs/reference/kill-matrix.md`: do not edit it by hand. -->
 
-On two real sites of one machine (two libvirtd, a QEMU guest that writes, the service, two nodes) each process was killed with SIGKILL while the named
-task of the operation's job was under way, and started again as a supervisor does. Nobody helped otherwise. *done*: the job succeeded. *rolled back*: the job
-failed, everything was as before, and the same operation succeeded when it was asked for again. Empty: the process does not exist then, or the task is shorter than we can look.
-In every cell: at no time two running copies; the guest runs on exactly the right side; after a planned failover it went on with the very next
-record; the next recovery point is a strict prefix of its records. "node that runs it" is the node of the side where the guest ran when the operation began.
+Two real sites of one machine (two libvirtd, a QEMU guest that writes all the time, the service, two nodes). A row is an operation and the task of its job that was under way
+(or the moment when it was accepted), a column the process that was killed with SIGKILL at that moment. The service and the nodes are started again, as a supervisor does.
+Nobody helps otherwise. The number says how often.
+
+- *done*: the job succeeded.
+- *rolled back*: the job failed with a reason, everything was as before (a change of the point may also end with nothing running and say so), and the same operation succeeded when it was asked for again.
+- *done, started by hand*: the guest's own QEMU was killed when the operation had started it or did not touch it. The operation ended right, the guest was off, was started as an operator does, and went on
+  with the very next record of its disks.
+- Empty: there is no such process then, or the task is shorter than one can look.
+
+In every cell: at no time two running copies; the guest runs on exactly the right side; after a failover it went on with the very next record after the old side's disks, or after the point that the job names; the next recovery point holds
+every record up to its last one, on all disks. "Node that runs it" is the node of the side where the guest ran when the operation began, "a QEMU that starts" one that did not run then: it is killed while libvirt
+starts it, "its QEMU" once libvirt says that it runs. Short tasks were held up by stopping the node that does them.
 
 """
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20, help="how many; 20 make the whole table")
+    parser.add_argument(
+        "--kills", type=Path, required=True, help="where kills are kept, as lines of JSON; added to"
+    )
+    parser.add_argument("--rounds", type=int, help="how many; without it, all")
     parser.add_argument("--first", type=int, default=0, help="number of the first round")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no round after so many minutes")
-    parser.add_argument("--output", type=Path, help="write the page here")
-    options = parser.parse_args()
-    from support.kill_matrix import Matrix, Victim, table
-    from support.lab_story import running_lab
-
-    began = time.monotonic()
-    victims = list(Victim)
-    with running_lab() as lab:
-        guest = lab.guest("matrix", rate=200)
-        guest.start().close()
-        matrix = Matrix(lab, guest)
-        for number in range(options.first, options.first + options.rounds):
-            if time.monotonic() - began > options.minutes * 60:
-                break
-            victim = victims[number % len(victims)]
-            print(
-                f"round {number}: kill the {victim.value} at task {number // len(victims)}", file=sys.stderr
-            )
-            known = len(matrix.cells)
-            try:
-                matrix.round(number // len(victims), victim)
-            finally:
-                for cell in matrix.cells[known:]:
-                    print(f"   {cell}", file=sys.stderr)
-        domain = guest.domain("primary")
-        if domain.isActive():
-            domain.destroy()
-    cells = sorted(matrix.cells, key=lambda cell: cell.operation)
-    wrong = [cell for cell in cells if cell.problems]
-    hit = sum(cell.outcome != "not hit" for cell in cells)
-    page = (
-        f"{HEAD}{table(cells)}\n\n{hit} kills, {len(wrong)} wrong end states; {datetime.now(UTC):%Y-%m-%d}, "
-        f"{os.cpu_count()} cores, Linux {platform.release().split('-')[0]}, QEMU without KVM.\n"
+    parser.add_argument(
+        "--victims", nargs="+", default=[victim.value for victim in Victim], help="only these"
     )
+    parser.add_argument("--only", nargs="+", default=[], help="only in these operations", choices=ORDER)
+    parser.add_argument("--late", type=float, default=0.0, help="kill up to so many seconds later, at random")
+    parser.add_argument("--shutdown", choices=("try", "no"), default="try", help="of the unplanned failover")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--evidence", type=Path, help="keep the logs of a lab with a wrong end state below this"
+    )
+    parser.add_argument("--output", type=Path, help="write the page here, of all kills in the file")
+    options = parser.parse_args()
+    # Also in the background, where a shell has SIGINT ignored: the lab is ended in any case.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+    rounds = [(number, Victim(victim)) for number in range(MOMENTS) for victim in options.victims]
+    rounds = rounds[options.first :][: options.rounds]
+    deadline = time.monotonic() + options.minutes * 60
+    while rounds and time.monotonic() < deadline:
+        _in_one_lab(options, rounds, deadline)
+    cells = kept([options.kills])
+    counted = standing(cells)
+    wrong = [cell for cell in counted if cell.problems]
+    page = f"{HEAD}{table(counted, ORDER)}\n\n{_foot(counted, wrong)}"
     print(page)
     if options.output is not None:
         options.output.write_text(page)
     return 1 if wrong else 0
+
+
+def _in_one_lab(options: Any, rounds: list[tuple[int, Victim]], deadline: float) -> None:
+    """Run rounds, and take them off the list, until they are done or an end state was wrong."""
+    with running_lab() as lab:
+        guest = lab.guest("matrix", rate=200)
+        guest.start().close()
+        matrix = Matrix(lab, guest, seed=options.seed)
+        try:
+            while rounds and time.monotonic() < deadline:
+                number, victim = rounds.pop(0)
+                print(f"{datetime.now(UTC):%H:%M:%S} {victim.value}, moment {number}", file=sys.stderr)
+                known = len(matrix.cells)
+                try:
+                    matrix.round(
+                        number, victim, only=options.only, late_s=options.late, shutdown=options.shutdown
+                    )
+                finally:
+                    _keep(options.kills, matrix.cells[known:])
+        except Broken as error:
+            print(f"   WRONG: {error}", file=sys.stderr)
+            if options.evidence is not None:
+                _evidence(lab, options.evidence)
+        for site in ("primary", "secondary"):
+            with suppress(Exception):  # gone, or not here
+                guest.domain(site).destroy()
+
+
+def _keep(path: Path, cells: Sequence[Cell]) -> None:
+    commit = subprocess.check_output(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], text=True)
+    keep(path, cells, commit=commit.strip(), time=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+    for cell in cells:
+        problems = f" {cell.problems}" if cell.problems else ""
+        print(
+            f"   {cell.operation}: {cell.task}: {cell.outcome}, {cell.seconds} s{problems}", file=sys.stderr
+        )
+
+
+def _evidence(lab: LabStory, folder: Path) -> None:
+    target = folder / f"{datetime.now(UTC):%H%M%S}"
+    for path in lab.folder.rglob("*"):
+        if path.suffix in {".log", ".json"} and path.is_file():
+            place = target / path.relative_to(lab.folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):
+                shutil.copyfile(path, place)
+    with suppress(Exception):  # whatever the service still says
+        facts = {"jobs": lab.api.get("/jobs"), "events": lab.api.get("/events"), "item": lab.item("matrix")}
+        (target / "facts.json").write_text(json.dumps(facts, indent=1))
+    print(f"   evidence: {target}", file=sys.stderr)
+
+
+def _foot(cells: Sequence[Cell], wrong: Sequence[Cell]) -> str:
+    places = {(cell.operation, cell.task, cell.victim) for cell in cells}
+    commits = ", ".join(dict.fromkeys(cell.commit for cell in cells))
+    return (
+        f"{len(cells)} kills in {len(places)} cells, {len(wrong)} wrong end states. {datetime.now(UTC):%Y-%m-%d}, commits {commits}; "
+        f"{os.cpu_count()} cores, Linux {platform.release().split('-')[0]}, QEMU without KVM.\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,191 +1,206 @@
 """Every operation, with a process killed at each of its steps: what the end state is when nobody helps.
 
 A round takes one guest through all operations: protect, unplanned failover, change of the point, cancel, planned failover, commit,
-reverse, back again, disable. In each of them one process is killed with SIGKILL as soon as a chosen task of the job is under
-way, and started again, as a supervisor would. All the while somebody looks whether two copies of the guest run.
+reverse, all three the other way, disable. In each of them one process is killed with SIGKILL while a chosen task of the job is
+under way. All the while somebody looks whether two copies of the guest run.
+
+A guest whose own QEMU was killed may be off in the end: our operation has ended right all the same, and an operator (or
+the host's autostart) starts it. So does the matrix, and then the guest must go on with the very next record.
 """
 
 from __future__ import annotations
 
-import os
+import random
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import libvirt
 
-from secondsite import processes
 from secondsite.errors import SecondSiteError
 from secondsite.lab.records import check_records
+from support.kill_table import NOT_HIT, Cell
+from support.kill_victims import Kill, Strike, Victim, runs, strike
 from support.lab_story import LabGuest, LabStory, until
 
-JOB_S = 240.0
-
-
-class Victim(StrEnum):
-    """Which process dies."""
-
-    SERVICE = "service"
-    SOURCE = "node that runs it"
-    TARGET = "node of the other side"
-    VIEW = "view server"
+JOB_S = 300.0
+ACCEPTED = "accepted"
+OTHER = {"primary": "secondary", "secondary": "primary"}
+ENDED = {"Succeeded", "Failed", "Cancelled"}
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of a round: its command, the item's state before and after it, and where the guest runs then."""
+    """One operation of a round: its route, the item's state before and after it, and where the guest runs then.
+
+    `hold`: short tasks, with who does it ("here" is where the guest runs at the beginning) and from when on that node is
+    made to wait, so that the kill comes in the middle of the task.
+    """
 
     name: str
-    command: tuple[str, ...]
     before: str
     after: str
     runs: str
-    kills: bool = True
-    """Whether this place in the round is one where processes are killed."""
+    body: Mapping[str, Any] = field(default_factory=dict)
+    hold: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    shift: int = 0
+    """So many tasks later than the round says: where an operation comes twice in a round."""
 
 
-def a_round(name: str, older: int) -> list[Operation]:
+START = "start the replica"
+STEP_DOWN = "old side steps down"
+UNPLANNED = "unplanned-commit-pending"
+ORDER = ("unplanned-failover", "change-point", "cancel", "planned-failover", "commit", "reverse", "disable")
+
+
+def a_round(older: int, shutdown: str = "try") -> list[Operation]:
     """The operations in their order; the guest is protected and runs at the primary site when they begin."""
-    planned = ("item", "failover", name, "--planned")
-    unplanned = ("item", "unplanned-failover", name, "--shutdown-source", "try")
-    pending = "unplanned-commit-pending"
+    prepared = {STEP_DOWN: ("here", START)}
+    demoted = {STEP_DOWN: ("here", ACCEPTED)}
     return [
-        Operation("unplanned-failover", unplanned, "protected", pending, "secondary"),
+        Operation(
+            "unplanned-failover",
+            "protected",
+            UNPLANNED,
+            "secondary",
+            {"shutdown_source": shutdown},
+            prepared if shutdown == "try" else demoted,
+        ),
         Operation(
             "change-point",
-            ("item", "change-point", name, "--point", str(older)),
-            pending,
-            pending,
+            UNPLANNED,
+            UNPLANNED,
             "secondary",
+            {"sequence": older},
+            {STEP_DOWN: ("there", ACCEPTED)},
         ),
-        Operation("cancel", ("item", "cancel", name), pending, "protected", "primary"),
-        Operation("planned-failover", planned, "protected", "commit-pending", "secondary"),
-        Operation("commit", ("item", "commit", name), "commit-pending", "committed", "secondary"),
-        Operation("reverse", ("item", "reverse", name), "committed", "protected", "secondary"),
-        Operation("failback", planned, "protected", "commit-pending", "primary", kills=False),
-        Operation("commit", ("item", "commit", name), "commit-pending", "committed", "primary", kills=False),
-        Operation("reverse", ("item", "reverse", name), "committed", "protected", "primary", kills=False),
-        Operation("disable", ("item", "disable", name), "protected", "disabled", "primary"),
+        Operation(
+            "cancel",
+            UNPLANNED,
+            "protected",
+            "primary",
+            hold={"discard the machine that runs": ("here", ACCEPTED)},
+        ),
+        *_moved("primary", "secondary", 0),
+        *_moved("secondary", "primary", 2),
+        Operation(
+            "disable",
+            "protected",
+            "disabled",
+            "primary",
+            hold={
+                "stop and forget at the source": ("here", ACCEPTED),
+                "remove at the target": ("there", ACCEPTED),
+            },
+        ),
     ]
 
 
-@dataclass
-class Cell:
-    """What became of one operation with one kill in it."""
+def _moved(old: str, new: str, shift: int) -> list[Operation]:
+    commit = {"make the replica stand alone, give up the points": ("here", ACCEPTED)}
+    reverse = {"start replication in the other direction": ("here", ACCEPTED)}
+    return [
+        Operation(
+            "planned-failover",
+            "protected",
+            "commit-pending",
+            new,
+            hold={STEP_DOWN: ("here", START)},
+            shift=shift,
+        ),
+        Operation("commit", "commit-pending", "committed", new, hold=commit, shift=shift),
+        Operation("reverse", "committed", "protected", new, hold=reverse, shift=shift),
+    ]
 
-    operation: str
-    task: str
-    victim: Victim
-    outcome: str
-    seconds: float
-    problems: list[str] = field(default_factory=list)
+
+class Broken(AssertionError):
+    """The end state is wrong: the round cannot go on."""
 
 
 class Matrix:
-    """Runs rounds on a lab and collects their cells. `tasks`: the names of each operation's tasks, as jobs showed them."""
+    """Runs rounds on a lab and collects their cells."""
 
-    def __init__(self, lab: LabStory, guest: LabGuest) -> None:
+    def __init__(self, lab: LabStory, guest: LabGuest, seed: int = 0) -> None:
         self.lab = lab
         self.guest = guest
         self.cells: list[Cell] = []
-        self.tasks: dict[str, list[str]] = {}
+        self._random = random.Random(seed)
+        self._moments: dict[str, int] = {}
 
-    def round(self, number: int, victim: Victim, only: Sequence[str] | None = None) -> None:
-        """Run all operations once; in each the victim dies at the task with this number (modulo the operation's tasks)."""
+    def round(
+        self,
+        number: int,
+        victim: Victim,
+        *,
+        only: Sequence[str] = (),
+        late_s: float = 0.0,
+        shutdown: str = "try",
+    ) -> None:
+        """Run all operations once. In each (or in those that are named) the victim dies at the moment of this number:
+        0 is when the operation was accepted, else the number of the task (modulo the operation's tasks), and up to
+        `late_s` later.
+
+        Raises:
+            Broken: an end state is wrong; its cell says what.
+        """
         name = self.guest.name
         self.lab.protect(name)
         self.lab.wait_for_points(name, 2)
         older = self.lab.points(name)[0].sequence
-        for operation in a_round(name, older):
-            if operation.kills and (only is None or operation.name in only):
-                self._with_kill(operation, number, victim)
+        for operation in a_round(older, shutdown):
+            if only and operation.name not in only:
+                victim_here, moment = None, 0
             else:
-                self._plain(operation)
+                victim_here, moment = victim, self._moment(operation, number)
+            self.operate(operation, victim_here, moment, late_s)
+
+    def operate(
+        self, operation: Operation, victim: Victim | None, moment: int = 0, late_s: float = 0.0
+    ) -> None:
+        """Run one operation, with the kill (or without one), and judge its end state."""
+        began = time.monotonic()
+        here = "primary" if self.guest.active("primary") else "secondary"
+        task, kill, outcome, problems = "-", None, NOT_HIT, list[str]()
+        with self._watched() as both:
+            job_id = self._begin(operation)
+            if victim is not None:
+                hit = strike(self.lab, self.guest, victim, here, OTHER[here])
+                wait = self._random.uniform(0, late_s)
+                moment, task, kill = self._struck(operation, job_id, moment, hit, victim, here, wait)
+            try:
+                job = self._ended(job_id)
+                if kill is not None:
+                    outcome = "done" if job["state"] == "Succeeded" else "rolled back"
+                if job["state"] != "Succeeded":
+                    problems += self._rolled_back(operation, job, here, kill)
+                    job = self._ended(self._begin(operation))
+                    if job["state"] != "Succeeded":
+                        problems.append(f"failed again: {job['error']}")
+                by_hand = kill is not None and self._started_by_hand(operation, kill)
+                outcome += ", started by hand" if by_hand else ""
+                problems += self._judge(operation, job, by_hand=by_hand)
+            except (AssertionError, SecondSiteError, libvirt.libvirtError) as error:
+                problems.append(f"{type(error).__name__}: {error}")
+        problems += both
+        if victim is not None:
+            seconds = round(time.monotonic() - began, 1)
+            self.cells.append(Cell(operation.name, moment, task, victim, outcome, seconds, problems))
+        if problems:
+            raise Broken(f"{operation.name}: {problems}")
 
     # -- one operation ---------------------------------------------------------------------------------------
 
-    def _plain(self, operation: Operation) -> list[str]:
-        with self._watched() as both:
-            job = self._ended(self._begin(operation))
-        problems = list(both)
-        if job["state"] != "Succeeded":
-            problems.append(f"{operation.name} ended {job['state']}: {job['error']}")
-        problems += self._judge(operation)
-        assert not problems, problems
-        return problems
-
-    def _with_kill(self, operation: Operation, number: int, victim: Victim) -> None:
-        began = time.monotonic()
-        source, target = self._sides(operation)
-        parts = {Victim.SERVICE: "service", Victim.SOURCE: source, Victim.TARGET: target}
-        with self._watched() as both:
-            job_id = self._begin(operation)
-            task = self._wait_for_task(operation, job_id, number)
-            killed = task is not None and self._kill(victim, parts.get(victim), (source, target))
-            job = self._ended(job_id)
-        problems = list(both)
-        outcome = "not hit"
-        if killed:
-            outcome = "done" if job["state"] == "Succeeded" else "rolled back"
-        if job["state"] != "Succeeded":
-            problems += self._rolled_back(operation, job)
-            outcome += ", done when asked again"
-        problems += self._judge(operation)
-        seconds = round(time.monotonic() - began, 1)
-        self.cells.append(Cell(operation.name, task or "-", victim, outcome, seconds, problems))
-
-    def _rolled_back(self, operation: Operation, job: Any) -> list[str]:
-        """The job failed: everything must be as before, and the same again must succeed."""
-        item = self.lab.item(self.guest.name)
-        if item["state"] not in {operation.before, "disable-failed", "point-change-failed"}:
-            return [f"failed ({job['error']}), and the item is {item['state']}, not {operation.before}"]
-        job = self._ended(self._begin(operation))
-        return [] if job["state"] == "Succeeded" else [f"failed again: {job['error']}"]
-
-    def _judge(self, operation: Operation) -> list[str]:
-        """What must hold after the operation."""
-        name, problems = self.guest.name, []
-        other = {"primary": "secondary", "secondary": "primary"}[operation.runs]
-        if not self.guest.active(operation.runs):
-            problems.append(f"it does not run at the {operation.runs} site")
-        if self.guest.active(other):
-            problems.append(f"it runs at the {other} site, too")
-        if operation.after == "disabled":
-            return problems
-        item = until(lambda: self.lab.item(name), "the item")
-        if item["state"] != operation.after:
-            problems.append(f"the item is {item['state']}, not {operation.after}")
-        if operation.name in {"planned-failover", "failback"}:
-            problems += self._nothing_lost(other, operation.runs)
-        if operation.after == "protected":
-            journal = {"primary": "secondary", "secondary": "primary"}[operation.runs]
-            sequence = self.lab.wait_for_points(name, site=journal, timeout_s=120)
-            self.lab.check_point(name, sequence, journal)
-        return problems
-
-    def _nothing_lost(self, old: str, new: str) -> list[str]:
-        left = check_records(self.guest.disks(old))
-        with self.guest.console(new) as console:
-            first = console.first_record(90)
-        if not left.ok:
-            return [f"the old side's disks: {left.problems}"]
-        return [] if first == left.last + 1 else [f"it ended with {left.last} and went on with {first}"]
-
-    # -- means -----------------------------------------------------------------------------------------------
-
-    def _sides(self, operation: Operation) -> tuple[str, str]:
-        """The site whose node runs the guest when the operation begins, and the other one."""
-        here = "primary" if self.guest.active("primary") else "secondary"
-        return here, {"primary": "secondary", "secondary": "primary"}[here]
+    def _moment(self, operation: Operation, number: int) -> int:
+        """Between 0 and how many tasks the operation has, as far as jobs have shown them."""
+        return (number + operation.shift) % (self._moments.get(operation.name, number + operation.shift) + 1)
 
     def _begin(self, operation: Operation) -> str:
-        return str(self.lab.cli(*operation.command, "--no-wait")["id"])
+        path = f"/items/{self.guest.name}/{operation.name}"
+        return str(self.lab.api.post(path, dict(operation.body))["id"])
 
     def _job(self, job_id: str) -> Any:
         return self.lab.api.get(f"/jobs/{job_id}")
@@ -194,39 +209,128 @@ class Matrix:
         def ended() -> Any:
             job = self._job(job_id)
             assert job["state"] != "Suspended", job
-            return job if job["state"] in {"Succeeded", "Failed", "Cancelled"} else None
+            return job if job["state"] in ENDED else None
 
         return until(ended, f"job {job_id} ends", JOB_S)
 
-    def _wait_for_task(self, operation: Operation, job_id: str, number: int) -> str | None:
-        """Return the name of the task once it is under way; None if the job was faster than we look."""
-        while True:
-            job = self._job(job_id)
-            names = [task["name"] for task in job["tasks"]]
-            known = self.tasks.setdefault(operation.name, [])
-            known += [name for name in names if name not in known]
-            if names:
-                task = job["tasks"][number % len(names)]
-                if task["state"] == "InProgress":
-                    return str(task["name"])
-            if job["state"] in {"Succeeded", "Failed", "Cancelled"}:
-                return None
-            time.sleep(0.005)
+    def _struck(
+        self,
+        operation: Operation,
+        job_id: str,
+        moment: int,
+        hit: Strike,
+        victim: Victim,
+        here: str,
+        wait_s: float,
+    ) -> tuple[int, str, Kill | None]:
+        """Kill at the moment; return what was under way, and who was killed (None: the job was faster)."""
+        if moment == 0 and victim is not Victim.YOUNG:
+            return 0, ACCEPTED, hit()
+        held: str | None = None
+        came: float | None = None
+        try:
+            while (job := self._job(job_id))["state"] not in ENDED:
+                names = [task["name"] for task in job["tasks"]]
+                if not names:
+                    continue
+                self._moments.setdefault(operation.name, len(names))
+                under_way = next(
+                    (task["name"] for task in job["tasks"] if task["state"] == "InProgress"), None
+                )
+                wanted = names[(moment - 1) % len(names)]
+                held = held or self._hold(operation, wanted, under_way, here, victim)
+                if came is None and under_way == wanted:
+                    came = time.monotonic()
+                due = came is not None and time.monotonic() - came >= wait_s
+                if under_way is not None and (due or victim is Victim.YOUNG):
+                    kill = hit()
+                    if kill is not None:
+                        return names.index(under_way) + 1, under_way, kill
+                if due and under_way != wanted and victim is not Victim.YOUNG:
+                    break  # it was not there while the task ran
+            return moment, "-", None
+        finally:
+            if held is not None:
+                self._go_on(held)
 
-    def _kill(self, victim: Victim, part: str | None, sites: Sequence[str]) -> bool:
-        if part is not None:
-            self.lab.kill(part)
-            self.lab.start(part)
-            return True
-        for site in sites:
-            folder = Path(self.lab.facts["sites"][site]["node_state"]) / "run"
-            for pid_file in folder.glob("v*.pid"):
-                view = processes.find(pid_file)
-                if view is not None:
-                    with suppress(ProcessLookupError):
-                        os.kill(view.pid, signal.SIGKILL)
-                        return True
-        return False
+    def _hold(
+        self, operation: Operation, wanted: str, under_way: str | None, here: str, victim: Victim
+    ) -> str | None:
+        """Make the node wait that does the wanted task, if that is a short one; return its site."""
+        side, since = operation.hold.get(wanted, ("", ""))
+        if not side or victim is Victim.YOUNG or since not in {ACCEPTED, under_way}:
+            return None
+        site = here if side == "here" else OTHER[here]
+        self.lab.signal(site, signal.SIGSTOP)
+        return site
+
+    def _go_on(self, site: str) -> None:
+        with suppress(ProcessLookupError, AssertionError):  # killed meanwhile, and started again
+            self.lab.signal(site, signal.SIGCONT)
+
+    # -- judging ---------------------------------------------------------------------------------------------
+
+    def _rolled_back(self, operation: Operation, job: Any, here: str, kill: Kill | None) -> list[str]:
+        """The job failed: everything must be as before."""
+        if kill is None:
+            return [f"{operation.name} failed though nobody was killed: {job['error']}"]
+        item = self.lab.item(self.guest.name)
+        if item["state"] not in {operation.before, "disable-failed", "point-change-failed"}:
+            return [f"failed ({job['error']}), and the item is {item['state']}, not {operation.before}"]
+        died_here = kill.victim.is_machine and kill.site == here
+        if item["state"] != "point-change-failed" and not died_here and not self.guest.active(here):
+            return [f"failed ({job['error']}), and it runs nowhere"]
+        return []
+
+    def _started_by_hand(self, operation: Operation, kill: Kill) -> bool:
+        """The guest's own QEMU was killed where it belongs now, and it is off: start it as an operator does."""
+        if not kill.victim.is_machine or kill.site != operation.runs:
+            return False
+        # libvirt notices the end of a QEMU some time after it.
+        with suppress(AssertionError):
+            until(lambda: not self.guest.active(operation.runs), "it is off", 3)
+        if self.guest.active(operation.runs):
+            return False
+        left = check_records(self.guest.disks(operation.runs))
+        assert left.ok, f"its disks after the kill: {left.problems}"
+        self.guest.domain(operation.runs).create()
+        with self.guest.console(operation.runs) as console:
+            first = console.first_record(90)
+        assert first == left.last + 1, f"its disks ended with {left.last}, and it went on with {first}"
+        return True
+
+    def _judge(self, operation: Operation, job: Any, *, by_hand: bool) -> list[str]:
+        """What must hold after the operation."""
+        name, problems, other = self.guest.name, list[str](), OTHER[operation.runs]
+        if not self.guest.active(operation.runs):
+            problems.append(f"it does not run at the {operation.runs} site")
+        if self.guest.active(other):
+            problems.append(f"it runs at the {other} site, too")
+        if problems or operation.after == "disabled":
+            return problems
+        item = until(lambda: self.lab.item(name), "the item")
+        if item["state"] != operation.after:
+            problems.append(f"the item is {item['state']}, not {operation.after}")
+        if operation.name == "planned-failover":
+            problems += self._goes_on_after(check_records(self.guest.disks(other)), operation.runs, by_hand)
+        elif operation.after == UNPLANNED:
+            disks = self.lab.extract(name, int(job["result"]["point"]["sequence"]))
+            problems += self._goes_on_after(check_records(disks), operation.runs, by_hand)
+            for disk in disks:
+                disk.unlink()
+        if operation.after == "protected":
+            sequence = self.lab.wait_for_points(name, site=other, timeout_s=120)
+            self.lab.check_point(name, sequence, other)
+        return problems
+
+    def _goes_on_after(self, left: Any, site: str, by_hand: bool) -> list[str]:
+        """The guest went on with the record after those; one that was started a second time, later."""
+        if not left.ok:
+            return [f"what it started from: {left.problems}"]
+        with self.guest.console(site) as console:
+            first = console.first_record(90)
+        right = first > left.last if by_hand else first == left.last + 1
+        return [] if right else [f"it should go on after {left.last} and went on with {first}"]
 
     @contextmanager
     def _watched(self) -> Iterator[list[str]]:
@@ -237,7 +341,7 @@ class Matrix:
 
         def look() -> None:
             while not end.wait(0.05):
-                if all(_runs(connection, self.guest.name) for connection in connections):
+                if all(runs(connection, self.guest.name) for connection in connections):
                     seen.append("two copies ran at the same time")
                     return
 
@@ -250,28 +354,3 @@ class Matrix:
             watcher.join()
             for connection in connections:
                 connection.close()
-
-
-def _runs(connection: libvirt.virConnect, name: str) -> bool:
-    try:
-        return bool(connection.lookupByName(name).state()[0] == libvirt.VIR_DOMAIN_RUNNING)
-    except (libvirt.libvirtError, SecondSiteError):
-        return False
-
-
-def table(cells: Sequence[Cell]) -> str:
-    """The cells as a table of Markdown: a row per operation and task, a column per victim."""
-    rows: dict[tuple[str, str], dict[Victim, str]] = {}
-    for cell in cells:
-        text = cell.outcome if not cell.problems else "**WRONG**: " + "; ".join(cell.problems)
-        if cell.outcome != "not hit":
-            rows.setdefault((cell.operation, cell.task), {})[cell.victim] = text
-    lines = [
-        "| operation | task under way | " + " | ".join(victim.value for victim in Victim) + " |",
-        "|---|---|" + "---|" * len(Victim),
-    ]
-    lines += [
-        f"| {operation} | {task} | " + " | ".join(found.get(victim, "") for victim in Victim) + " |"
-        for (operation, task), found in rows.items()
-    ]
-    return "\n".join(lines)
