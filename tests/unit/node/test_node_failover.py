@@ -249,6 +249,36 @@ def test_a_pull_that_ends_after_its_failover_was_abandoned_does_not_bring_it_bac
     assert (side.record.role, side.record.failover) == (Role.TARGET, None)
 
 
+def test_a_replica_that_crashed_can_be_started_again_though_its_disks_were_not_copied_yet(
+    side: TargetSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images were copied into while it was off, and locked: QEMU could not be started for as long as that took."""
+    pulling, crashed, pulls = threading.Event(), threading.Event(), []
+    real = side.fabric.make_standalone
+
+    def pull(vm: str, *, progress: object, cancelled: Any) -> None:
+        pulls.append(side.fabric.power(vm))
+        pulling.set()
+        crashed.wait(WAIT_S)
+        real(vm, cancelled=cancelled)
+
+    monkeypatch.setattr(side.fabric, "make_standalone", pull)
+    side.submit(side.failover(2))
+    assert pulling.wait(WAIT_S)
+    (vm,) = side.machines
+    side.fabric.power_off(vm.uuid)
+    crashed.set()
+    side.settler.join(ITEM)
+    side.settler.start(ITEM)  # as upkeep does each second
+    side.settler.join(ITEM)
+    assert pulls == [PowerState.RUNNING]
+    assert not side.fabric.standalone(vm.uuid)
+
+    # Somebody who asks for the commit wants it copied.
+    side.done("target.commit", 2)
+    assert side.fabric.standalone(vm.uuid)
+
+
 def test_a_commit_lets_the_settling_thread_end_before_it_deletes_the_journal(
     side: TargetSide, monkeypatch: pytest.MonkeyPatch
 ) -> None:

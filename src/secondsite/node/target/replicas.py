@@ -27,6 +27,7 @@ from secondsite.fabric.port import (
     Fabric,
     Labels,
     NbdBacking,
+    PowerState,
     ReplicaRole,
     ReplicaSpec,
     VmInfo,
@@ -220,6 +221,12 @@ class Replicas:
             return  # abandoned meanwhile: nothing to say of it any more
         self._items.change(item, failover=replace(failover, standalone=True))
         self.let_go(item)
+
+    def is_off(self, item: ItemId) -> bool:
+        """Whether the failed-over machine does not run, if there is one."""
+        record = self._items.find(item)
+        failover = None if record is None else record.failover
+        return failover is not None and failover.started and self._fabric.power(failover.vm) is PowerState.OFF
 
     def let_go(self, item: ItemId) -> None:
         """End the view and the pin of a failed-over machine that stands alone. Idempotent: a crash may come before."""

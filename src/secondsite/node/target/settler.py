@@ -1,4 +1,8 @@
-"""Settling in the background: a failed-over machine is made to stand alone while it runs."""
+"""Settling in the background: a failed-over machine is made to stand alone while it runs.
+
+One that is off is left alone until somebody waits for it (a commit): what copies into its images locks them, and whoever
+wants to start it again, after a crash say, would be refused for as long as that takes.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +28,16 @@ class Settler:
         self._replicas = replicas
         self._stop = threading.Event()
         self._cancelled: set[ItemId] = set()
+        self._awaited: set[ItemId] = set()
         self._lock = threading.Lock()
         self._threads: dict[ItemId, threading.Thread] = {}
         self._progress: dict[ItemId, tuple[int, int]] = {}
         self._errors: dict[ItemId, SecondSiteError] = {}
 
     def start(self, item: ItemId) -> None:
-        """Begin or go on; nothing happens if it runs or is done."""
+        """Begin or go on; nothing happens if it runs or is done, or if the machine is off and nobody waits."""
+        if self._may_not(item):
+            return
         with self._lock:
             thread = self._threads.get(item)
             if self._stop.is_set() or (thread is not None and thread.is_alive()):
@@ -41,7 +48,16 @@ class Settler:
             thread.start()
 
     def wait(self, item: ItemId, report: Callable[[int, int], None], poll_s: float = 0.2) -> None:
-        """Wait until the item's machine stands alone; raise what stopped it, CancelledError if the node's stop did."""
+        """Wait until the item's machine stands alone, also if it is off; raise what stopped it, CancelledError if the node's
+        stop did.
+        """
+        self._awaited.add(item)
+        try:
+            self._wait(item, report, poll_s)
+        finally:
+            self._awaited.discard(item)
+
+    def _wait(self, item: ItemId, report: Callable[[int, int], None], poll_s: float) -> None:
         while True:
             record = self._items.get(item)
             if record.failover is None or record.failover.standalone:
@@ -87,11 +103,20 @@ class Settler:
             self._replicas.settle(
                 item,
                 lambda done, total: self._progress.update({item: (done, total)}),
-                lambda: self._stop.is_set() or item in self._cancelled,
+                lambda: self._stop.is_set() or item in self._cancelled or self._may_not(item),
             )
+        except CancelledError as error:
+            # No outcome: whoever still wants it begins again.
+            log.info("settling was cut", item=item, reason=error.message)
         except SecondSiteError as error:
             log.warning("settling failed", item=item, error=error.to_dict())
             self._errors[item] = error
         except Exception as error:
             log.exception("settling broke", item=item)
             self._errors[item] = SecondSiteError(f"settling broke: {error}")
+
+    def _may_not(self, item: ItemId) -> bool:
+        try:
+            return item not in self._awaited and self._replicas.is_off(item)
+        except SecondSiteError:
+            return False  # what has to be copied finds out for itself what is wrong there
