@@ -10,6 +10,7 @@ import typer
 
 from secondsite.cli.client import connect
 from secondsite.cli.logs import log_to_stderr
+from secondsite.cli.node_export import export
 from secondsite.cli.node_kerberos import kerberos
 from secondsite.cli.node_keys import key, list_keys, revoke_key
 from secondsite.cli.output import Json, err, out, print_fields, print_json, print_rows, reporting
@@ -191,6 +192,9 @@ def remove(node: Annotated[str, typer.Argument(help="Its name or id.")], as_json
             print_json(row)
         else:
             err.print(f"node {node} removed", markup=False)
+
+
+app.command(epilog="Example: secondsite node export web-1 --output /mnt/medium/web-1")(export)
 
 
 app.command(

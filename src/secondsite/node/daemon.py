@@ -45,6 +45,7 @@ from secondsite.node.report import Reporter
 from secondsite.node.source.barrier import Pausing
 from secondsite.node.source.commands import SourceCommands
 from secondsite.node.source.consistency import thaw_leftovers
+from secondsite.node.source.cut_exports import CutExports
 from secondsite.node.source.gate import Gate
 from secondsite.node.source.groups import Groups
 from secondsite.node.source.replicator import Adapters, Replicators
@@ -167,12 +168,25 @@ class NodeDaemon:
             AskedStanding(sender, client, self._closing),
             self.config.node,
         )
+        self.cut_exports = CutExports(
+            self.items,
+            self.fabric,
+            folders,
+            lambda vm, disks, scratch: capture_for(self.config.fabric, vm, disks, scratch),
+        )
         self.renewal = Renewal(credentials, client, self._renewed, clock)
         handlers = {
             **groups.handlers(),
             **SourceCommands(self.items, self.replicators, self.fabric).handlers(),
             **TargetCommands(
-                self.items, self.journals, self.replicas, self.settler, self.fabric, folders, open_base
+                self.items,
+                self.journals,
+                self.replicas,
+                self.settler,
+                self.fabric,
+                folders,
+                open_base,
+                stopping=self._closing.is_set,
             ).handlers(),
         }
         self.executor = Executor(folders.commands, handlers, self.items, self.channel)
@@ -188,6 +202,7 @@ class NodeDaemon:
         self.gate.start()
         self.upkeep.start()
         self.space.start()
+        self.cut_exports.start()
         self.metrics = serve(self.config.metrics_port, self._metrics)
         self.channel.start(self.executor.submit, self.executor.running)
         self.renewal.start()
@@ -195,8 +210,8 @@ class NodeDaemon:
 
     def close(self) -> None:
         """End in the reverse order. Views and machines go on."""
+        self.executor.stopping()  # first: what ends because we are closing was cut, it did not fail
         self._closing.set()
-        self.executor.stopping()
         self.renewal.close()
         self.channel.close()
         self.gate.close()
@@ -207,6 +222,7 @@ class NodeDaemon:
         self.settler.close()
         self.upkeep.close()
         self.space.close()
+        self.cut_exports.close()
         if self.metrics is not None:
             self.metrics.close()
         self.executor.close()

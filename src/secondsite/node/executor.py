@@ -24,6 +24,8 @@ from secondsite.model.ids import CommandId, Epoch, ItemId, parse_item_id
 from secondsite.node.records import ItemStore
 
 RESULTS_KEPT: Final = 2000
+WORKERS: Final = 128
+"""A seeding and a commit take hours: as many of them as a host has machines must not hold up a failover."""
 CUT_BY_STOP: Final = frozenset({"cancelled", "stopped"})
 """What a handler ends with because the node stops: no outcome, the command runs again after the start."""
 RAISING: Final = ("new_epoch", "next_epoch", "epoch")
@@ -93,7 +95,7 @@ class Executor:
         self._handlers = handlers
         self._items = items
         self._answers = answers
-        self._pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="command")
+        self._pool = ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="command")
         self._lock = threading.Lock()
         self._running: set[CommandId] = set()
         self._waiting: dict[ItemId, deque[Command]] = {}

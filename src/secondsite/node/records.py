@@ -139,6 +139,8 @@ class ItemRecord:
     """Source: since the last acknowledged point nobody knows what changed. See source/window.py."""
     start_at: str = ""
     """Source: the initial replication begins then (UTC, as `format_time` writes it)."""
+    seeded: bool = False
+    """Source: the target's base was filled from images; its table is fetched before the first cycle."""
     counters: Mapping[str, int] = field(default_factory=dict)
 
     @property

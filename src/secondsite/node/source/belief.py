@@ -144,7 +144,14 @@ class Belief:
             )
         last = remote.last
         if last is None and self._base_doubted:
-            self._relearn_base(record, sender)
+            # A late part came over newer data: learn what the base holds, and ship what differs.
+            log.warning("the target's base is not what was shipped to it", item=record.item)
+            self._items.count(record.item, "relearned")
+            self._learn_base(record, sender)
+        elif last is None and record.seeded:
+            self._learn_base(record, sender)
+            # A cut before this fetches again. Later the table here is kept up by what is shipped.
+            self._items.change(record.item, seeded=False)
         try:
             pending = PendingRecord.load(self._pending_path)
         except TrackingLostError as error:
@@ -227,10 +234,8 @@ class Belief:
                 new.sync()
         return _Fetched(path, differs.merged())
 
-    def _relearn_base(self, record: ItemRecord, sender: Sender) -> None:
-        """A late part came over newer data: learn what the base holds, and ship what differs."""
-        log.warning("the target's base is not what was shipped to it", item=record.item)
-        self._items.count(record.item, "relearned")
+    def _learn_base(self, record: ItemRecord, sender: Sender) -> None:
+        """Fetch what the target's base holds, which has no point yet."""
         PendingRecord.discard(self._pending_path)
         with self.tables(record) as tables:
             for disk, table in tables.items():

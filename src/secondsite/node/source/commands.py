@@ -96,6 +96,7 @@ class SourceCommands:
             others=other_disks(vm, wanted),
             peer=_peer(args),
             start_at=_start_at(args),
+            seeded=bool(args.get("seeded")),
         )
         folder = self.items.folder(item) / "digests"
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,16 @@ from secondsite.errors import InvalidInputError, NotFoundError, OperationRefused
 from secondsite.fabric.port import Fabric
 from secondsite.journal import Journal
 from secondsite.journal.base import OpenBase
-from secondsite.model.ids import Digest, DiskKey, Epoch, NodeId, Sequence, parse_digest, parse_disk_key
+from secondsite.model.ids import (
+    Digest,
+    DiskKey,
+    Epoch,
+    ItemId,
+    NodeId,
+    Sequence,
+    parse_digest,
+    parse_disk_key,
+)
 from secondsite.model.manifest import format_time
 from secondsite.model.policy import Policy
 from secondsite.nbd.image import stop_shared
@@ -23,6 +32,7 @@ from secondsite.node.records import ItemRecord, ItemStore, Peer, Replica, Role, 
 from secondsite.node.target.adoption import Adoption
 from secondsite.node.target.journals import Journals
 from secondsite.node.target.replicas import Replicas
+from secondsite.node.target.seeding import Seeding
 from secondsite.node.target.settler import Settler
 from secondsite.ship.kerberos import parse_principal
 
@@ -39,6 +49,12 @@ class TargetCommands:
     folders: Folders
     open_base: OpenBase
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    stopping: Callable[[], bool] = lambda: False
+
+    @property
+    def seeding(self) -> Seeding:
+        """What fills a fresh journal from images."""
+        return Seeding(self.items, self.fabric, self.folders, self.clock, self.stopping)
 
     @property
     def adoption(self) -> Adoption:
@@ -62,7 +78,7 @@ class TargetCommands:
         }
 
     def create(self, command: Command, progress: Progress) -> Mapping[str, Any]:
-        """Make a fresh journal: all zeros, no point."""
+        """Make a fresh journal: all zeros, no point; or with what the images of a seed hold."""
         item, args = _item(command), command.args
         disks = {parse_disk_key(key): int(size) for key, size in args["disks"].items()}
         record = self.items.find(item)
@@ -87,8 +103,13 @@ class TargetCommands:
                 key=record.key,
                 disks=disks,
             ).close()
+        # Before the seeding, which takes long and may be cut: so that a disable finds it.
         self.items.put(record)
-        return {}
+        if not args.get("seed"):
+            return {}
+        return {
+            "seeded": self.seeding.seed(record, self.journals.get(item), Path(str(args["seed"])), progress)
+        }
 
     def adopt(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Become the target again: the old machine's disks are the journal's base, whatever they hold."""
@@ -180,8 +201,10 @@ class TargetCommands:
             self.adoption.drop(item)
             self.journals.delete(item, remove_images=False)
             self.items.forget_damaged(item)
+        self.seeding.tidy(item)
         record = self.items.find(item)
         if record is None:
+            self._delete_unborn(item)
             return {}
         require_role(record, Role.TARGET, Role.ACTIVE)
         if record.test is not None:
@@ -199,6 +222,12 @@ class TargetCommands:
             self._delete_own_replicas(record)
         self.items.remove(item)
         return {}
+
+    def _delete_unborn(self, item: ItemId) -> None:
+        """Remove what a `create` left that was cut before it had written the record: at most a journal without a point."""
+        if self.journals.exists(item) and self.journals.get(item).status().last is None:
+            self.journals.delete(item, remove_images=False)
+        self.items.remove(item)
 
     def _delete_own_replicas(self, record: ItemRecord) -> None:
         folder = self.folders.replicas(record.item)
