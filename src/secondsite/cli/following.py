@@ -122,11 +122,12 @@ def _show(bars: Progress, shown: dict[int, TaskID], task: Mapping[str, Any]) -> 
         shown[ordinal],
         total=None if fraction is None else 1.0,
         completed=fraction or 0.0,
-        detail=_detail(progress),
+        detail=escape(progress_text(progress)),
     )
 
 
-def _detail(progress: Mapping[str, Any]) -> str:
+def progress_text(progress: Mapping[str, Any]) -> str:
+    """Return how far a task is, in words."""
     parts = []
     if progress.get("bytes") is not None and progress.get("total_bytes"):
         parts.append(f"{human_bytes(progress['bytes'])} of {human_bytes(progress['total_bytes'])}")
@@ -136,7 +137,7 @@ def _detail(progress: Mapping[str, Any]) -> str:
         parts.append(f"{progress['eta_s']:.0f} s left")
     if progress.get("text"):
         parts.append(str(progress["text"]))
-    return escape(", ".join(parts))
+    return ", ".join(parts)
 
 
 def _ended_detail(task: Mapping[str, Any]) -> str:

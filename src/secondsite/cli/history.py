@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from secondsite.cli.client import connect
-from secondsite.cli.following import NoWait, describe, finish, follow
+from secondsite.cli.following import NoWait, describe, finish, follow, progress_text
 from secondsite.cli.output import EXIT_FAILED, Json, human_bytes, out, print_json, print_rows, reporting
 
 points = typer.Typer(no_args_is_help=True)
@@ -99,7 +99,7 @@ def show_job(job: Annotated[str, typer.Argument(help="The job's id.")], as_json:
             [
                 ("TASK", lambda task: task["name"]),
                 ("STATE", lambda task: task["state"]),
-                ("PROGRESS", lambda task: (task["progress"] or {}).get("text")),
+                ("PROGRESS", lambda task: progress_text(task["progress"] or {})),
                 ("ERROR", lambda task: (task["error"] or {}).get("message")),
             ],
             empty="The job has no tasks yet.",

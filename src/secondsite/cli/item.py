@@ -8,7 +8,7 @@ import typer
 
 from secondsite.cli.client import connect
 from secondsite.cli.failover import add_to
-from secondsite.cli.following import NoWait, finish
+from secondsite.cli.following import NoWait, finish, progress_text
 from secondsite.cli.operating import Item, operate
 from secondsite.cli.output import Json, human_bytes, out, print_fields, print_json, print_rows, reporting
 from secondsite.errors import InvalidInputError
@@ -60,6 +60,13 @@ def protect(
             help="When the initial replication begins, such as 2026-11-24T01:00Z; at most 7 days ahead."
         ),
     ] = None,
+    seed: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder on the target node's host (not on this machine) with an image of each disk (vda.raw, vda.qcow2), "
+            "from a medium or an older copy: only what differs is shipped. See: secondsite node export --help"
+        ),
+    ] = None,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
@@ -72,6 +79,7 @@ def protect(
             "name": name,
             "exclude_disks": exclude_disk or [],
             "start_at": start_at,
+            "seed": seed,
         }
         job = api.post("/items", {key: value for key, value in body.items() if value is not None})
         finish(api, job, as_json=as_json, no_wait=no_wait)
@@ -92,7 +100,7 @@ def list_items(
             rows,
             [
                 ("NAME", lambda row: row["name"]),
-                ("STATE", lambda row: row["state"]),
+                ("STATE", _state),
                 ("TEST", lambda row: row["test_state"]),
                 ("DIRECTION", lambda row: f"{_source(row)} > {_target(row)}"),
                 ("HEALTH", lambda row: row["health"]["level"]),
@@ -119,6 +127,7 @@ def show(item: Item, as_json: Json = False) -> None:
                 "name": row["name"],
                 "id": row["id"],
                 "state": row["state"],
+                "under way": _under_way(row),
                 "test": row["test_state"],
                 "direction": f"{_source(row)} > {_target(row)}",
                 "epoch": row["epoch"],
@@ -221,6 +230,24 @@ def disable(
 ) -> None:
     """Stop protecting; the machine that runs is not touched."""
     operate(item, "disable", {"delete_replica": delete_replica, "force": force}, no_wait, as_json)
+
+
+def _task_progress(row: Any) -> dict[str, Any]:
+    return (((row["active_job"] or {}).get("task")) or {}).get("progress") or {}
+
+
+def _state(row: Any) -> str:
+    """The state, with how far the task is that is under way."""
+    fraction = _task_progress(row).get("fraction")
+    return str(row["state"]) if fraction is None else f"{row['state']} {fraction:.0%}"
+
+
+def _under_way(row: Any) -> str | None:
+    job = row["active_job"]
+    if job is None:
+        return None
+    words = [job["operation"], (job["task"] or {}).get("name"), progress_text(_task_progress(row))]
+    return ": ".join(word for word in words if word)
 
 
 def _source(row: Any) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from secondsite.service.vocabulary import Role
+from secondsite.errors import CorruptError
+from secondsite.service.store import jobs
+from secondsite.service.vocabulary import Role, TaskState
 from support.cli_world import Cli
 from support.service_world import failing
 
@@ -221,3 +223,38 @@ def test_an_initial_replication_is_put_off(cli: Cli) -> None:
     assert cli.transport.requests[-1][2]["start_at"] == "2026-11-24T01:00Z"
     said = cli.run("item", "protect", "web-1", "--start-at", "2027-01-01T00:00Z")
     assert (said.code, "7 days" in said.err) == (2, True)
+
+
+def test_protect_with_a_seed_names_the_folder_of_the_target(cli: Cli) -> None:
+    cli.world.answers["target.create"] = lambda _command: {"seeded": {"vda": "vda.raw"}}
+    job = cli.json("item", "protect", "web-1", "--seed", "/mnt/medium/web-1")
+    assert (job["state"], job["parameters"]["seed"]) == ("Succeeded", "/mnt/medium/web-1")
+    assert job["result"]["seeded"] == {"vda": "vda.raw"}
+    assert cli.world.args["target.create"]["seed"] == "/mnt/medium/web-1"
+
+
+def test_a_seed_that_is_no_absolute_path_is_exit_code_2(cli: Cli) -> None:
+    said = cli.run("item", "protect", "web-1", "--seed", "medium")
+    assert said.code == 2
+    assert "the target node's host" in said.err
+
+
+def test_a_seed_that_is_damaged_is_exit_code_1_with_what_to_do(cli: Cli) -> None:
+    error = CorruptError("/mnt/vda.raw does not hold what was exported", hint="export it again")
+    cli.world.answers["target.create"] = lambda _command: error
+    said = cli.run("item", "protect", "web-1", "--seed", "/mnt")
+    assert said.code == 1
+    assert "error [corrupt]: /mnt/vda.raw does not hold what was exported" in said.err
+    assert "hint: export it again" in said.err
+
+
+def test_list_and_show_tell_how_far_a_seeding_is(cli: Cli) -> None:
+    job = cli.json("item", "protect", "web-1", "--seed", "/mnt", "--no-wait")
+    progress = {"fraction": 0.37, "text": "seeding from vda.raw", "bytes": 1 << 30, "total_bytes": 4 << 30}
+    with cli.world.store.transaction() as tx:
+        jobs.put_task(tx, job["id"], 0, "create the journal")
+        jobs.change_task(tx, job["id"], 0, state=TaskState.IN_PROGRESS, progress=progress)
+    assert "web-1 enabling 37% none" in cli.ok("item", "list").words
+    under_way = "under way enable: create the journal: 1.0 GiB of 4.0 GiB, seeding from vda.raw"
+    assert under_way in cli.ok("item", "show", "web-1").words
+    assert cli.json("item", "show", "web-1")["active_job"]["task"]["progress"] == progress

@@ -56,6 +56,7 @@ def protect_machine(ctx: Ctx, actor: Contributor, body: ProtectBody) -> Any:
         name=body.name,
         exclude_disks=body.exclude_disks,
         start_at=body.start_at,
+        seed=body.seed,
     )
     return views.job_view(ctx, job.id)
 

@@ -150,6 +150,13 @@ class ProtectBody(Body):
         description="when the initial replication begins, at most 7 days ahead; none: at once",
         examples=["2026-11-24T01:00:00Z"],
     )
+    seed: str | None = Field(
+        default=None,
+        max_length=4000,
+        description="folder on the target node's host with one image per disk, such as vda.qcow2 or vda.raw: "
+        "only what differs is shipped",
+        examples=["/mnt/medium/web-1"],
+    )
 
 
 class TestFailoverBody(Body):

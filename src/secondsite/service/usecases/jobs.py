@@ -33,7 +33,7 @@ def cancel_job(ctx: Context, actor: Actor, job_id: str) -> Job:
                 f"the job has ended: {job.state.value}", hint="there is nothing to cancel"
             )
         passed = job.parameters.get("no_return")
-        if passed is not None or job.operation in NO_CANCEL:
+        if passed is not None or (job.operation in NO_CANCEL and not _may_seed(job)):
             raise OperationRefusedError(
                 f"{job.operation} cannot be cancelled any more", hint=str(passed or NO_CANCEL[job.operation])
             )
@@ -78,6 +78,11 @@ def retry_job(ctx: Context, actor: Actor, job_id: str) -> Job:
         )
     ctx.start_job(again.id)
     return again
+
+
+def _may_seed(job: Job) -> bool:
+    """Whether the job fills a journal from images first: that takes as long as reading them, and can be cancelled."""
+    return job.operation == ENABLE and "seed" in job.parameters
 
 
 def _options(parameters: dict[str, Any]) -> Options:

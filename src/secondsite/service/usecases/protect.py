@@ -78,10 +78,12 @@ def protect(
     name: str | None = None,
     exclude_disks: Sequence[str] = (),
     start_at: datetime | None = None,
+    seed: str | None = None,
 ) -> Job:
     """Begin to protect a machine, given by UUID or by name; returns the job.
 
     `start_at`: when the initial replication begins, at most a week ahead; None for at once.
+    `seed`: a folder on the target node's host with an image of each disk; only what differs is shipped then.
 
     Raises:
         NotFoundError: no such machine is reported, or it is protected already.
@@ -90,6 +92,8 @@ def protect(
     """
     now = ctx.clock()
     parameters = {} if start_at is None else {"start_at": _start_time(start_at, now)}
+    if seed is not None:
+        parameters["seed"] = _seed_path(seed)
     with ctx.store.transaction() as tx:
         machine = _chosen(tx, vm, cloud)
         mapping = machine.mapping
@@ -174,6 +178,16 @@ def _start_time(start_at: datetime, now: datetime) -> str:
             field="start_at",
         )
     return format_time(start_at)
+
+
+def _seed_path(seed: str) -> str:
+    if not seed.startswith("/") or "\0" in seed:
+        raise InvalidInputError(
+            "the seed is not an absolute path",
+            hint="give the folder as the target node's host names it, such as /mnt/medium/web-1",
+            field="seed",
+        )
+    return seed
 
 
 def _covered(machine: Protectable, exclude: Sequence[str]) -> dict[str, Any]:

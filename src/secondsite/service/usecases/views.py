@@ -18,7 +18,7 @@ from secondsite.service.store import clouds, commands, items, jobs, nodes, point
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Job, Node, Point, Task
 from secondsite.service.usecases.health import ItemHealth
-from secondsite.service.vocabulary import CommandState, JobState
+from secondsite.service.vocabulary import CommandState, JobState, TaskState
 
 REPORT_FRESH_S: Final = 30.0
 """A report that is older says what was, not what is."""
@@ -177,12 +177,21 @@ def _item(tx: Transaction, item: Item, now: datetime, names: _Names, healths: It
             }
             for order in item.standing or []
         ],
-        "active_job": None if running is None else {"id": running.id, "operation": running.operation},
+        "active_job": None if running is None else _under_way(tx, running),
         "last_test_time": item.last_test_time,
         "last_failover_time": item.last_failover_time,
         "created": item.created,
         "deleted": item.deleted,
         "allowed_operations": operations_of(item),
+    }
+
+
+def _under_way(tx: Transaction, job: Job) -> dict[str, Any]:
+    task = next((task for task in jobs.list_tasks(tx, job.id) if task.state is TaskState.IN_PROGRESS), None)
+    return {
+        "id": job.id,
+        "operation": job.operation,
+        "task": None if task is None else {"name": task.name, "progress": task.progress},
     }
 
 

@@ -1,6 +1,7 @@
 """Enable: a journal on the target, a replicator on the source, and the first point.
 
-Fails: the item is ENABLE_FAILED with the error; disable removes what was made. A disable during the initial
+Fails: the item is ENABLE_FAILED with the error; disable removes what was made. With a seed the journal is filled first,
+and until the source is told to start the job can be cancelled, which ends in ENABLE_FAILED too. A disable during the initial
 replication cancels this job, and the run ends when it notices.
 """
 
@@ -12,10 +13,16 @@ from secondsite.errors import RemoteError, SecondSiteError
 from secondsite.model.item import Event, advance
 from secondsite.service.store import items, jobs, points
 from secondsite.service.store.records import Item, Json
-from secondsite.service.vocabulary import JobState
-from secondsite.service.workflows.ends import JobCancelledError
+from secondsite.service.vocabulary import ENABLE, NO_CANCEL, JobState
+from secondsite.service.workflows.ends import CancelRequestedError, JobCancelledError
 from secondsite.service.workflows.facts import read_facts
-from secondsite.service.workflows.halting import raise_if_cancelled
+from secondsite.service.workflows.halting import (
+    check_cancelled,
+    is_cancelled,
+    pass_no_return,
+    raise_if_cancelled,
+)
+from secondsite.service.workflows.limits import SEEDED
 from secondsite.service.workflows.run import Run
 from secondsite.service.workflows.transport import as_source, as_target
 
@@ -28,20 +35,8 @@ def enable(run: Run) -> None:
     run.begin(TASKS)
     try:
         facts = read_facts(run)
-        run.command(
-            CREATE,
-            "target.create",
-            facts["target"],
-            facts["item"],
-            facts["epoch"],
-            {
-                "name": facts["name"],
-                **as_source(facts, "source"),
-                "disks": facts["disks"],
-                "policy": facts["policy"],
-            },
-            with_key=True,
-        )
+        seed = facts["parameters"].get("seed")
+        made = _create(run, facts, seed)
         start_at = facts["parameters"].get("start_at")
         run.command(
             START,
@@ -57,7 +52,8 @@ def enable(run: Run) -> None:
                 "policy": facts["policy"],
                 "resume": False,
             }
-            | ({} if start_at is None else {"start_at": start_at}),
+            | ({} if start_at is None else {"start_at": start_at})
+            | ({} if seed is None else {"seeded": True}),
             with_key=True,
         )
         run.change(
@@ -70,9 +66,12 @@ def enable(run: Run) -> None:
         if error.code == JobCancelledError.code:
             return
         failure = error.to_dict()
+        cancelled = error.code == CancelRequestedError.code
         run.finish(
             Event.FAILED,
-            f"protecting it failed: {error.message}",
+            f"{error.message}; disable removes what was made"
+            if cancelled
+            else f"protecting it failed: {error.message}",
             error=error,
             values=lambda _tx, _item: {"error": failure},
         )
@@ -80,9 +79,38 @@ def enable(run: Run) -> None:
     run.finish(
         Event.FIRST_POINT_SEALED,
         f"protected, first recovery point {point['sequence']}",
-        result={"point": point},
+        result={"point": point, **made},
         values=lambda _tx, _item: {"error": None},
     )
+
+
+def _create(run: Run, facts: Json, seed: str | None) -> Json:
+    """Have the journal made, and filled from the seed if there is one: that may take hours, and can be cancelled.
+
+    Returns what the target says of it.
+    """
+    args = {
+        "name": facts["name"],
+        **as_source(facts, "source"),
+        "disks": facts["disks"],
+        "policy": facts["policy"],
+    }
+    place = (CREATE, "target.create", facts["target"], facts["item"], facts["epoch"])
+    if seed is None:
+        return run.command(*place, args, with_key=True)
+    try:
+        made = run.command(
+            *place,
+            {**args, "seed": seed},
+            with_key=True,
+            limit=SEEDED,
+            unless=lambda tx: is_cancelled(run, tx),
+        )
+    except SecondSiteError:
+        check_cancelled(run)
+        raise
+    pass_no_return(run, NO_CANCEL[ENABLE])
+    return made
 
 
 def wait_for_point(run: Run, ordinal: int, *, after: int, epoch: int | None = None) -> Json:

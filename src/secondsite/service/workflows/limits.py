@@ -29,6 +29,8 @@ SHIP_LAST: Final = Limit(20.0, 10 * MINUTE)
 """For the last changes before an unplanned failover: it goes on without them, so it waits less."""
 STEP_DOWN: Final = Limit(60.0, 60.0, withdraw=False)
 """For a source that is alive to step down before the other side starts; then a person is asked."""
+SEEDED: Final = Limit(total_s=7 * DAY)
+"""For a journal that is filled from images on the target's host: it reads whole disks."""
 FOREVER: Final = Limit(math.inf, math.inf, withdraw=False)
 
 LIMITS: Final[Mapping[str, Limit]] = {
