@@ -271,7 +271,8 @@ def service_client(config: NodeConfig, credentials: Credentials) -> tuple[Servic
 
 
 def _finish_deletes(folders: Folders) -> None:
-    """Remove what deletes of journals left that a crash cut; a damaged journal there is no reason not to start."""
+    """Remove what deletes of items and journals left that a crash cut; a damaged journal there is no reason not to start."""
+    durable.remove_temporaries(folders.items)
     try:
         finish_deletes(folders.storage / "secondsite" / "journals")
     except CorruptError as error:

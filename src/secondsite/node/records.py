@@ -193,6 +193,12 @@ def _optional(kind: Callable[..., T], fields: dict[str, Any] | None) -> T | None
     return None if fields is None else kind(**fields)
 
 
+def record_files(folder: Path) -> list[Path]:
+    """Return the files of all records. What a cut `remove` left is none: that item is forgotten."""
+    found = sorted(folder.glob("*/record.json"))
+    return [path for path in found if durable.TEMPORARY_MARK not in path.parent.name]
+
+
 class ItemStore:
     """The records of a node. Thread-safe; a change is durable when `put` or `change` returns."""
 
@@ -204,7 +210,7 @@ class ItemStore:
         self._records: dict[ItemId, ItemRecord] = {}
         self.damaged: dict[ItemId, CorruptError] = {}
         """Items whose record does not parse: nothing may be done with them but `remove`."""
-        for path in sorted(folder.glob("*/record.json")):
+        for path in record_files(folder):
             item = parse_item_id(path.parent.name)
             try:
                 self._records[item] = ItemRecord.from_json(path.read_text(errors="replace"))

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from secondsite import durable
 from secondsite.errors import ConflictError, CorruptError, NotFoundError, StaleEpochError
 from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId, NodeId, Sequence
 from secondsite.model.policy import Policy
 from secondsite.node.records import Acked, ItemRecord, ItemStore, Peer, Replica, Role, require_role
+from secondsite.node.source.held import find_record
 from support.power import AFTERMATHS, PowerCutError, power, unsynced
 
 ITEM = ItemId("0b6c7e9a-0000-4000-8000-00000000aaaa")
@@ -72,6 +74,24 @@ def test_an_item_that_was_forgotten_is_unknown(tmp_path: Path) -> None:
     assert not store.folder(ITEM).exists()
     with pytest.raises(NotFoundError):
         ItemStore(tmp_path).get(ITEM)
+
+
+def test_a_node_starts_after_a_kill_while_it_forgot_an_item(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It never did again, for any item: what was left of the folder was taken for an item with a bad id."""
+
+    def killed(path: Path) -> None:
+        raise PowerCutError
+
+    store = ItemStore(tmp_path)
+    store.put(FULL)
+    store.put(replace(FULL, item=OTHER))
+    monkeypatch.setattr(durable.shutil, "rmtree", killed)
+    with pytest.raises(PowerCutError):
+        store.remove(ITEM)
+    assert [record.item for record in ItemStore(tmp_path).all()] == [OTHER]
+    assert find_record(tmp_path, FULL.name)[1].item == OTHER, "the operator's way, too"
 
 
 def test_a_role_is_demanded_by_name() -> None:

@@ -14,7 +14,7 @@ from typing import Final
 from secondsite import durable
 from secondsite.errors import ConflictError, InvalidInputError, NotFoundError, TimeoutExceededError
 from secondsite.model.ids import Epoch
-from secondsite.node.records import ItemRecord, Role
+from secondsite.node.records import ItemRecord, Role, record_files
 
 START_ORDER: Final = "start-held"
 
@@ -32,7 +32,7 @@ def find_record(items: Path, wanted: str) -> tuple[Path, ItemRecord]:
         ConflictError: several have that name.
     """
     found = []
-    for path in sorted(items.glob("*/record.json")):
+    for path in record_files(items):
         record = ItemRecord.from_json(path.read_text(errors="replace"))
         if wanted in {record.item, record.name}:
             found.append((path.parent, record))
