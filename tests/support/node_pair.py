@@ -115,21 +115,25 @@ class NodePair:
     primary: PairNode
     recovery: PairNode
 
-    def protect(self, vm: str, disks: Mapping[str, int], *, policy: Policy = POLICY) -> ItemId:
-        """Create the journal and start replication; return at once."""
+    def protect(
+        self, vm: str, disks: Mapping[str, int], *, policy: Policy = POLICY, seed: Path | None = None
+    ) -> ItemId:
+        """Create the journal, filled from `seed` if there is one, and start replication; return at once."""
         item = ItemId(str(uuid.uuid4()))
         shared = {"name": vm, "digest_key": KEY, "policy": asdict(policy)}
         self.recovery.call(
             "target.create",
             item,
             1,
-            {**shared, "disks": dict(disks), **self.primary.as_source},
+            {**shared, "disks": dict(disks), **self.primary.as_source}
+            | ({} if seed is None else {"seed": str(seed)}),
         )
         self.primary.call(
             "source.start",
             item,
             1,
-            {**shared, "vm": vm, "disks": list(disks), "target": self.recovery.target, "resume": False},
+            {**shared, "vm": vm, "disks": list(disks), "target": self.recovery.target, "resume": False}
+            | ({} if seed is None else {"seeded": True}),
         )
         return item
 
