@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from secondsite.errors import UnavailableError
 from secondsite.fabric.port import PowerState
-from secondsite.model.ids import Epoch, Sequence
+from secondsite.model.ids import Digest, Epoch, Sequence
 from secondsite.model.manifest import Consistency, PointKind, format_time
 from secondsite.node.records import Acked, ItemStore, Role
 from secondsite.node.report import standing_still
@@ -163,6 +164,29 @@ def test_an_ordered_comparison_ships_only_what_differs_and_is_done_once(world: W
     assert (outcome.kind, outcome.changed) == (PointKind.RESYNC, 4096)
     assert world.items.get(cycle_world.ITEM).compare is False
     assert world.run().kind is PointKind.DELTA
+    world.check_latest()
+
+
+def test_a_comparison_that_is_ordered_while_a_point_is_sealed_is_done_all_the_same(world: World) -> None:
+    """What became of that point was found out first, and with it the order was taken for done."""
+    world.run()
+    world.machine.capture.write(VDA, 0, b"w" * 4096)
+    seal = world.link.seal
+
+    def unanswered(manifest: bytes) -> Digest:
+        seal(manifest)
+        raise UnavailableError("the node was told to stop")
+
+    world.link.seal = unanswered  # type: ignore[method-assign]
+    with pytest.raises(UnavailableError):
+        world.run()
+    world.link.seal = seal  # type: ignore[method-assign]
+    acked = world.items.get(cycle_world.ITEM).acked
+    assert acked is not None
+    world.items.change(cycle_world.ITEM, acked=replace(acked, checkpoint=""), compare=True)
+    world.machine.capture.disks[VDA].content[8192:8196] = b"else"  # nothing tracked it
+    assert world.run().kind is PointKind.RESYNC
+    assert world.items.get(cycle_world.ITEM).compare is False
     world.check_latest()
 
 

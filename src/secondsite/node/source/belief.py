@@ -121,8 +121,11 @@ class Belief:
         if manifest is None:
             manifest = Manifest.from_bytes((self._folder / "manifest.pending").read_bytes())
         durable.write_atomic(self._folder / "manifest.json", manifest.to_bytes())
-        acked = Acked(promise.sequence, promise.digest, format_time(manifest.time), promise.checkpoint)
-        self._items.change(record.item, acked=acked, compare=False, tracking_lost=False)
+        # An order to compare that came while another cycle's point was under way is not done yet.
+        compare = record.compare and manifest.kind is not PointKind.RESYNC
+        checkpoint = "" if compare else promise.checkpoint
+        acked = Acked(promise.sequence, promise.digest, format_time(manifest.time), checkpoint)
+        self._items.change(record.item, acked=acked, compare=compare, tracking_lost=False)
         self._suspects.clear()
         PendingRecord.discard(self._pending_path)
 
