@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from secondsite import durable
-from secondsite.errors import NoSpaceError, StaleEpochError, UnavailableError
-from secondsite.fabric.port import PowerState
+from secondsite.errors import NoSpaceError, StaleEpochError, TimeoutExceededError, UnavailableError
+from secondsite.fabric.port import HypervisorError, PowerState
 from secondsite.journal import Journal
 from secondsite.model.ids import Epoch, ItemId
 from secondsite.model.units import Buffer
@@ -167,6 +167,35 @@ def test_a_failover_that_was_cut_after_its_start_goes_on_with_that_machine(
     assert outcome["result"]["vm"] == begun.uuid
     assert [vm.power for vm in side.machines] == [PowerState.RUNNING]
     side.done("target.commit", 2)
+
+
+def test_a_replica_whose_qemu_dies_while_it_starts_is_started_once_more(side: TargetSide) -> None:
+    """The failover was given up and rolled back."""
+    side.fabric.fail("start", HypervisorError("qemu unexpectedly closed the monitor"))
+    assert "result" in side.submit(side.failover(2))
+    assert [vm.power for vm in side.machines] == [PowerState.RUNNING]
+
+
+def test_a_replica_whose_view_dies_while_it_starts_is_started_once_more(
+    side: TargetSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, deaths = side.fabric.start, iter([True])
+
+    def start(vm: str) -> None:
+        if next(deaths, False):
+            side.views.die(next(iter(side.views.running)))
+            raise TimeoutExceededError("it was started but does not run: it is paused")
+        real(vm)
+
+    monkeypatch.setattr(side.fabric, "start", start)
+    assert "result" in side.submit(side.failover(2))
+    assert [vm.power for vm in side.machines] == [PowerState.RUNNING]
+
+
+def test_a_replica_that_does_not_start_twice_fails_its_failover(side: TargetSide) -> None:
+    for _ in range(2):
+        side.fabric.fail("start", HypervisorError("no such machine type"))
+    assert side.submit(side.failover(2))["error"]["code"] == HypervisorError.code
 
 
 def test_a_commit_works_after_a_crash_between_standing_alone_and_giving_up_the_view(side: TargetSide) -> None:

@@ -20,11 +20,13 @@ from secondsite.errors import (
     NotFoundError,
     OperationRefusedError,
     OutOfSequenceError,
+    SecondSiteError,
     StaleEpochError,
 )
 from secondsite.fabric.port import (
     DiskSource,
     Fabric,
+    HypervisorError,
     Labels,
     NbdBacking,
     PowerState,
@@ -266,7 +268,7 @@ class Replicas:
             if vm.labels is not None and vm.labels.epoch == epoch:
                 # A crash came between its start and our note of it; it may have served already.
                 self._views.ensure(replica.socket, self._folders.journal(item), manifest.sequence)
-                self._fabric.start(vm.uuid)
+                self._start(item, replica, vm.uuid)
                 return vm.uuid
         socket = self._views.ensure(replica.socket, self._folders.journal(item), manifest.sequence)
         disks: dict[DiskKey, DiskSource] = {}
@@ -287,8 +289,20 @@ class Replicas:
             new_identity=role is ReplicaRole.TEST,
         )
         vm = self._fabric.define_replica(spec)
-        self._fabric.start(vm.uuid)
+        self._start(item, replica, vm.uuid)
         return vm.uuid
+
+    def _start(self, item: ItemId, replica: Replica, vm: str) -> None:
+        """Start the machine, and once more if its QEMU or its view died under it: that is no reason to give a failover up."""
+        try:
+            self._fabric.start(vm)
+        except SecondSiteError as error:
+            died = isinstance(error, HypervisorError) and self._fabric.power(vm) is PowerState.OFF
+            if not died and self._views.alive(replica.socket):
+                raise
+            log.warning("a replica did not start, trying once more", item=item, error=error.to_dict())
+            self._views.ensure(replica.socket, self._folders.journal(item), replica.sequence)
+            self._fabric.start(vm)
 
     def _overlay(self, record: ItemRecord, role: ReplicaRole, epoch: Epoch, disk: DiskKey) -> Path:
         return self._folders.replicas(record.item) / f"{role.value}-e{epoch}-{disk}.qcow2"
