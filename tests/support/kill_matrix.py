@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import libvirt
@@ -28,6 +28,8 @@ from support.kill_victims import Kill, Strike, Victim, runs, strike
 from support.lab_story import LabGuest, LabStory, until
 
 JOB_S = 300.0
+ABSENT_S = 3.0
+"""So long a node is held up for a victim that is not there."""
 ACCEPTED = "accepted"
 OTHER = {"primary": "secondary", "secondary": "primary"}
 ENDED = {"Succeeded", "Failed", "Cancelled"}
@@ -117,6 +119,13 @@ def _moved(old: str, new: str, shift: int) -> list[Operation]:
     ]
 
 
+def a_short_round() -> list[Operation]:
+    """There, back again and out: the operations of a quick look at the matrix."""
+    there = _moved("primary", "secondary", 0)[0]
+    back = replace(a_round(0)[2], before=there.after)
+    return [there, back, a_round(0)[-1]]
+
+
 class Broken(AssertionError):
     """The end state is wrong: the round cannot go on."""
 
@@ -129,7 +138,7 @@ class Matrix:
         self.guest = guest
         self.cells: list[Cell] = []
         self._random = random.Random(seed)
-        self._moments: dict[str, int] = {}
+        self._tasks: dict[str, list[str]] = {}
 
     def round(
         self,
@@ -166,11 +175,12 @@ class Matrix:
         here = "primary" if self.guest.active("primary") else "secondary"
         task, kill, outcome, problems = "-", None, NOT_HIT, list[str]()
         with self._watched() as both:
-            job_id = self._begin(operation)
-            if victim is not None:
+            if victim is None:
+                job_id = self._begin(operation)
+            else:
                 hit = strike(self.lab, self.guest, victim, here, OTHER[here])
                 wait = self._random.uniform(0, late_s)
-                moment, task, kill = self._struck(operation, job_id, moment, hit, victim, here, wait)
+                job_id, moment, task, kill = self._struck(operation, moment, hit, victim, here, wait)
             try:
                 job = self._ended(job_id)
                 if kill is not None:
@@ -196,7 +206,8 @@ class Matrix:
 
     def _moment(self, operation: Operation, number: int) -> int:
         """Between 0 and how many tasks the operation has, as far as jobs have shown them."""
-        return (number + operation.shift) % (self._moments.get(operation.name, number + operation.shift) + 1)
+        tasks = self._tasks.get(operation.name)
+        return number + operation.shift if tasks is None else (number + operation.shift) % (len(tasks) + 1)
 
     def _begin(self, operation: Operation) -> str:
         path = f"/items/{self.guest.name}/{operation.name}"
@@ -214,51 +225,47 @@ class Matrix:
         return until(ended, f"job {job_id} ends", JOB_S)
 
     def _struck(
-        self,
-        operation: Operation,
-        job_id: str,
-        moment: int,
-        hit: Strike,
-        victim: Victim,
-        here: str,
-        wait_s: float,
-    ) -> tuple[int, str, Kill | None]:
-        """Kill at the moment; return what was under way, and who was killed (None: the job was faster)."""
-        if moment == 0 and victim is not Victim.YOUNG:
-            return 0, ACCEPTED, hit()
-        held: str | None = None
+        self, operation: Operation, moment: int, hit: Strike, victim: Victim, here: str, wait_s: float
+    ) -> tuple[str, int, str, Kill | None]:
+        """Begin, and kill at the moment; return the job, what was under way, and who was killed (None: the job was faster)."""
+        tasks = self._tasks.get(operation.name, [])
+        young = victim is Victim.YOUNG
+        wanted = tasks[(moment - 1) % len(tasks)] if tasks and moment else ""
+        held = None if young else self._hold(operation, wanted, ACCEPTED, here)
         came: float | None = None
         try:
+            job_id = self._begin(operation)
+            if moment == 0 and not young:
+                return job_id, 0, ACCEPTED, hit()
             while (job := self._job(job_id))["state"] not in ENDED:
                 names = [task["name"] for task in job["tasks"]]
                 if not names:
                     continue
-                self._moments.setdefault(operation.name, len(names))
+                tasks = self._tasks.setdefault(operation.name, names)
+                wanted = tasks[(moment - 1) % len(tasks)]
                 under_way = next(
                     (task["name"] for task in job["tasks"] if task["state"] == "InProgress"), None
                 )
-                wanted = names[(moment - 1) % len(names)]
-                held = held or self._hold(operation, wanted, under_way, here, victim)
+                held = held or (None if young else self._hold(operation, wanted, under_way, here))
                 if came is None and under_way == wanted:
                     came = time.monotonic()
-                due = came is not None and time.monotonic() - came >= wait_s
-                if under_way is not None and (due or victim is Victim.YOUNG):
+                waited = -1.0 if came is None else time.monotonic() - came
+                if under_way is not None and (young or waited >= wait_s):
                     kill = hit()
                     if kill is not None:
-                        return names.index(under_way) + 1, under_way, kill
-                if due and under_way != wanted and victim is not Victim.YOUNG:
+                        return job_id, names.index(under_way) + 1, under_way, kill
+                missing = held is not None and waited > wait_s + ABSENT_S
+                if missing or (not young and waited >= wait_s and under_way != wanted):
                     break  # it was not there while the task ran
-            return moment, "-", None
+            return job_id, moment, "-", None
         finally:
             if held is not None:
                 self._go_on(held)
 
-    def _hold(
-        self, operation: Operation, wanted: str, under_way: str | None, here: str, victim: Victim
-    ) -> str | None:
-        """Make the node wait that does the wanted task, if that is a short one; return its site."""
+    def _hold(self, operation: Operation, wanted: str, under_way: str | None, here: str) -> str | None:
+        """Make the node wait that does the wanted task, if that is a short one and it is time; return its site."""
         side, since = operation.hold.get(wanted, ("", ""))
-        if not side or victim is Victim.YOUNG or since not in {ACCEPTED, under_way}:
+        if not side or since != under_way:
             return None
         site = here if side == "here" else OTHER[here]
         self.lab.signal(site, signal.SIGSTOP)
