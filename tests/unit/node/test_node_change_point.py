@@ -131,6 +131,14 @@ def test_an_unplanned_failover_starts_beside_a_running_test(side: TargetSide) ->
     side.done("target.commit", 2)
 
 
+def test_a_test_is_cleaned_up_by_an_order_that_a_role_change_overtook(side: TargetSide) -> None:
+    side.done("target.test_start", 1, sequence=2, name="web-test", networks={})
+    start(side, 3, 2)
+    side.done("target.abandon", 2, epoch=2, next_epoch=3)
+    side.done("target.test_cleanup", 2)
+    is_target(side, 3)
+
+
 def test_a_failover_that_is_cancelled_leaves_the_test_alone(side: TargetSide) -> None:
     side.done("target.test_start", 1, sequence=2, name="web-test", networks={})
     start(side, 3, 2)
