@@ -7,6 +7,7 @@ can begin again from every interrupted prefix.
 from __future__ import annotations
 
 import json
+import sqlite3
 import tempfile
 import threading
 import uuid
@@ -103,10 +104,11 @@ Answer = dict[str, Any] | SecondSiteError | None
 class World:
     """Two sites, a node each, the machine web-1 at the first; `answers` may replace what a kind of command gets."""
 
-    def __init__(self, folder: Path) -> None:
-        (folder / "store.sqlite").write_bytes(template())
+    def __init__(self, folder: Path, store: bytes | None = None) -> None:
+        self.file = folder / "store.sqlite"
+        self.file.write_bytes(store or template())
         self.clock = Clock()
-        self.store = Store(f"sqlite:///{folder / 'store.sqlite'}")
+        self.store = Store(f"sqlite:///{self.file}")
         self.started: list[JobId] = []
         self.ctx = Context(self.store, authority(), self.started.append, self.clock)
         self.answers: dict[str, Callable[[Command], Answer]] = {}
@@ -116,8 +118,18 @@ class World:
         self.sequence = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        with self.store.transaction() as tx:
-            vaults.create_vault(tx, "test", self.clock())
+        if store is None:
+            with self.store.transaction() as tx:
+                vaults.create_vault(tx, "test", self.clock())
+
+    def copy(self, folder: Path) -> World:
+        """Return another world that begins where this one, which is closed, has ended. Its nodes give their usual answers."""
+        assert self._stop.is_set()
+        with sqlite3.connect(self.file) as held:
+            copied = World(folder, held.serialize())
+        held.close()
+        copied.clock.now, copied.sequence, copied.vm = self.clock.now, self.sequence, self.vm
+        return copied
 
     def two_sites(self) -> None:
         """Enrol a node at each of two sites and map everything."""

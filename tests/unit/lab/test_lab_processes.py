@@ -15,11 +15,14 @@ from secondsite.lab.hypervisor import Hypervisor
 from secondsite.lab.processes import Process
 from secondsite.lab.recipe import Mode
 from support.leftovers import Leftovers
+from support.patience import wait_until
 
 
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     child = subprocess.Popen(["sleep", "60"])
+    # The kernel shows an empty command line for a moment after the exec.
+    wait_until(lambda: Path(f"/proc/{child.pid}/cmdline").read_bytes() != b"")
     yield child
     child.kill()
     child.wait()

@@ -676,17 +676,20 @@ def test_a_run_that_dies_anywhere_ends_like_one_that_did_not(
     given: Callable[[World], None],
     script: Callable[[World], None],
 ) -> None:
+    before = World(tmp_path_factory.mktemp("world"))
+    try:
+        before.two_sites()
+        given(before)
+    finally:
+        before.close()
     expected: dict[str, Any] = {}
     steps = 1
     number = -1
     while number < steps:
         # Dying after the effect and before its record is the harder case: the step runs twice.
-        world = World(tmp_path_factory.mktemp("world"))
+        world = before.copy(tmp_path_factory.mktemp("world"))
         try:
-            world.two_sites()
-            given(world)
             script(world)
-            world.ran.clear()
             job = begin(world, operation, **({"sequence": 1} if operation is Operation.CHANGE_POINT else {}))
             first = JournaledSteps(die_at=number if number >= 0 else None)
             try:
