@@ -16,8 +16,8 @@ from secondsite.model.manifest import format_time
 from secondsite.service.api.app import PREFIX, create_app
 from secondsite.service.nodes_face import NodesFace
 from secondsite.service.store import nodes
-from secondsite.service.usecases import protect, tokens
-from secondsite.service.vocabulary import Role
+from secondsite.service.usecases import jobs, protect, tokens
+from secondsite.service.vocabulary import JobState, Role
 from secondsite.ship.http import Body, Request
 from secondsite.ship.identity import PeerCertificate
 from support.service_node import until
@@ -118,6 +118,19 @@ def test_protecting_is_not_retried_but_says_what_to_do(operator: TestClient, wor
     answer = operator.post(f"/jobs/{job.id}/retry")
     assert answer.status_code == 409
     assert "disable the item" in answer.json()["error"]["hint"]
+
+
+def test_a_disable_is_not_begun_again_by_who_may_not_begin_it(operator: TestClient, world: World) -> None:
+    """An operator could end a protection, and have disks deleted, by retrying what somebody else had given up."""
+    world.protected()
+    world.answers["source.stop"] = failing()
+    job = world.perform(Operation.DISABLE, delete_replica=True)
+    assert job.state is JobState.FAILED
+    del world.answers["source.stop"]
+    answer = operator.post(f"/jobs/{job.id}/retry")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+    assert world.item().state is ItemState.DISABLE_FAILED
+    assert world.run(jobs.retry_job(world.ctx, ME, job.id).id).state is JobState.SUCCEEDED
 
 
 def test_orders_that_stand_are_shown_with_the_item(operator: TestClient, world: World) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, Final
 
-from secondsite.errors import OperationRefusedError
+from secondsite.errors import ForbiddenError, OperationRefusedError
 from secondsite.model.item import Operation
 from secondsite.service.context import Actor, Context
 from secondsite.service.store import events, jobs
@@ -17,7 +17,10 @@ from secondsite.service.usecases.operations import (
     TestNetwork,
     accept,
 )
-from secondsite.service.vocabulary import ENABLE, NO_CANCEL, JobState, Severity
+from secondsite.service.vocabulary import ENABLE, NO_CANCEL, JobState, Role, Severity
+
+CONTRIBUTORS: Final = frozenset({Operation.DISABLE.value})
+"""Operations that only a Contributor may begin; to begin one again needs no less."""
 
 
 def cancel_job(ctx: Context, actor: Actor, job_id: str) -> Job:
@@ -59,10 +62,16 @@ def retry_job(ctx: Context, actor: Actor, job_id: str) -> Job:
     """Begin the operation of a failed job again with the same parameters, as a job of its own.
 
     Raises:
+        ForbiddenError: the operation is none of those that this role may begin.
         OperationRefusedError: the job did not fail, or the item's state does not allow the operation now.
     """
     with ctx.store.transaction() as tx:
         job = jobs.get(tx, job_id, lock=True)
+        if job.operation in CONTRIBUTORS and actor.role is not Role.CONTRIBUTOR:
+            raise ForbiddenError(
+                f"the role {actor.role.value} may not begin {job.operation}",
+                hint=f"it needs the role {Role.CONTRIBUTOR.value}",
+            )
         if job.state not in {JobState.FAILED, JobState.CANCELLED}:
             raise OperationRefusedError(
                 f"the job is {job.state.value}", hint="only a job that failed or was cancelled can be retried"
