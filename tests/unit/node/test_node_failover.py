@@ -192,6 +192,29 @@ def test_a_replica_whose_view_dies_while_it_starts_is_started_once_more(
     assert [vm.power for vm in side.machines] == [PowerState.RUNNING]
 
 
+def test_a_view_that_dies_before_it_answers_is_started_once_more(
+    side: TargetSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, deaths = side.views.ensure, iter([True])
+
+    def ensure(*args: Any) -> Path:
+        if next(deaths, False):
+            raise UnavailableError("the view of point 3 ended at once: it said nothing")
+        return real(*args)
+
+    monkeypatch.setattr(side.views, "ensure", ensure)
+    assert "result" in side.submit(side.failover(2))
+    assert [vm.power for vm in side.machines] == [PowerState.RUNNING]
+
+
+def test_an_abandon_removes_the_image_that_a_kill_cut(side: TargetSide) -> None:
+    side.fail_over(2)
+    folder = side.folders.replicas(ITEM)
+    (folder / f"replica-e2-vdz.qcow2{durable.TEMPORARY_MARK}0a").write_bytes(b"cut")
+    side.done("target.abandon", 2, epoch=2)
+    assert not folder.exists()
+
+
 def test_a_replica_that_does_not_start_twice_fails_its_failover(side: TargetSide) -> None:
     for _ in range(2):
         side.fabric.fail("start", HypervisorError("no such machine type"))

@@ -263,12 +263,30 @@ class Replicas:
         epoch: Epoch,
         networks: Mapping[str, str | None],
     ) -> str:
+        """Start the machine, and once more if a process died under it: that is no reason to give a failover up."""
+        try:
+            return self._boot_once(record, manifest, replica, role, epoch, networks)
+        except SecondSiteError as error:
+            if self._views.alive(replica.socket) and not isinstance(error, HypervisorError):
+                raise
+            log.warning("a replica did not start, once more", item=record.item, error=error.to_dict())
+            return self._boot_once(record, manifest, replica, role, epoch, networks)
+
+    def _boot_once(
+        self,
+        record: ItemRecord,
+        manifest: Manifest,
+        replica: Replica,
+        role: ReplicaRole,
+        epoch: Epoch,
+        networks: Mapping[str, str | None],
+    ) -> str:
         item = record.item
         for vm in self._machines(item, role):
             if vm.labels is not None and vm.labels.epoch == epoch:
                 # A crash came between its start and our note of it; it may have served already.
                 self._views.ensure(replica.socket, self._folders.journal(item), manifest.sequence)
-                self._start(item, replica, vm.uuid)
+                self._fabric.start(vm.uuid)
                 return vm.uuid
         socket = self._views.ensure(replica.socket, self._folders.journal(item), manifest.sequence)
         disks: dict[DiskKey, DiskSource] = {}
@@ -289,20 +307,8 @@ class Replicas:
             new_identity=role is ReplicaRole.TEST,
         )
         vm = self._fabric.define_replica(spec)
-        self._start(item, replica, vm.uuid)
+        self._fabric.start(vm.uuid)
         return vm.uuid
-
-    def _start(self, item: ItemId, replica: Replica, vm: str) -> None:
-        """Start the machine, and once more if its QEMU or its view died under it: that is no reason to give a failover up."""
-        try:
-            self._fabric.start(vm)
-        except SecondSiteError as error:
-            died = isinstance(error, HypervisorError) and self._fabric.power(vm) is PowerState.OFF
-            if not died and self._views.alive(replica.socket):
-                raise
-            log.warning("a replica did not start, trying once more", item=item, error=error.to_dict())
-            self._views.ensure(replica.socket, self._folders.journal(item), replica.sequence)
-            self._fabric.start(vm)
 
     def _overlay(self, record: ItemRecord, role: ReplicaRole, epoch: Epoch, disk: DiskKey) -> Path:
         return self._folders.replicas(record.item) / f"{role.value}-e{epoch}-{disk}.qcow2"
@@ -323,7 +329,8 @@ class Replicas:
         folder = self._folders.replicas(record.item)
         # Only this epoch's: an older epoch's images may be the base of the journal now.
         epoch = "*" if role is ReplicaRole.TEST else str(record.epoch)
-        self._fabric.delete_disks(sorted(folder.glob(f"{role.value}-e{epoch}-*.qcow2")))
+        names = (f"{role.value}-e{epoch}-*.qcow2", f"*{durable.TEMPORARY_MARK}*")  # the second: cut by a kill
+        self._fabric.delete_disks(sorted(path for name in names for path in folder.glob(name)))
         if folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
 
