@@ -85,6 +85,9 @@ class Standalone:
         """Have everything written that belongs to the images; False if the machine stopped or started meanwhile."""
         running = power_state(domain)[0] is not PowerState.OFF
         root = parse_domain(domain.XMLDesc(0) if running else inactive_xml(domain))
+        for path in _images(root).values():
+            # Most of it from here: QEMU does nothing else while it flushes, and the guest would wait for gigabytes.
+            fsync_file(path)
         if running:
             try:
                 for name, disk in _disks(root).items():
