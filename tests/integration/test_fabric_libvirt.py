@@ -17,6 +17,7 @@ import libvirt
 import pytest
 
 from secondsite.errors import ConflictError, UnavailableError
+from secondsite.fabric import images
 from secondsite.fabric.domain_xml import LOCK_FOLDER
 from secondsite.fabric.images import image_info
 from secondsite.fabric.libvirt import LibvirtFabric
@@ -345,6 +346,32 @@ def test_what_stands_alone_keeps_what_was_pulled_when_its_qemu_is_killed(bench: 
     (disk,) = vm.disks
     assert disk.path is not None
     compare = ["qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", disk.path, image]
+    assert subprocess.run(compare, check=False).returncode == 0
+
+
+@pytest.mark.fault
+def test_an_image_that_says_that_it_stands_alone_does_so_also_if_its_copying_was_killed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header had no backing any more, and what was copied was in the memory of the tool that was killed."""
+    content = bench.folder / "point.raw"
+    content.write_bytes(os.urandom(64 * MIB))
+    overlay = bench.hypervisor.storage / f"{bench.name()}-overlay.qcow2"
+    backing = bench.view(content).backing
+    bench.fabric.create_overlay(overlay, size=64 * MIB, backing=backing, bitmap="start")
+    kills = []
+
+    def kill_once_alone(monitor: images._Monitor) -> None:
+        if image_info(overlay).backing is None:
+            kills.append(monitor._process.pid)
+            monitor._process.kill()
+        end(monitor)
+
+    end = images._Monitor._end
+    monkeypatch.setattr(images._Monitor, "_end", kill_once_alone)
+    images.stream_offline(overlay, progress=lambda _done, _total: None, cancelled=lambda: False)
+    assert len(kills) == 1
+    compare = ["qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", overlay, content]
     assert subprocess.run(compare, check=False).returncode == 0
 
 

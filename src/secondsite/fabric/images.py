@@ -97,8 +97,17 @@ def delete_images(paths: Sequence[Path]) -> None:
 def stream_offline(path: Path, *, progress: Progress, cancelled: Cancelled) -> None:
     """Copy into the image what it still reads from its backing; afterwards it has none. No machine may run on it.
 
-    Cut short (also by a crash) it can be run again: what was copied stays.
+    Cut short (also by a crash) it can be run again: what was copied stays. The tool copies in one run and takes the backing
+    out of the header in another: where the copies lie is in its memory until it ends, and a header that reached the disk
+    before would make zeros of what is not there yet.
     """
+    for last in (False, True):
+        _stream(path, progress=progress, cancelled=cancelled, last=last)
+        fsync_file(path)
+
+
+def _stream(path: Path, *, progress: Progress, cancelled: Cancelled, last: bool) -> None:
+    """Copy, and drop the backing if this is the `last` run."""
     tool = shutil.which("qemu-storage-daemon")
     if tool is None:
         raise UnsupportedError(
@@ -119,13 +128,18 @@ def stream_offline(path: Path, *, progress: Progress, cancelled: Cancelled) -> N
         json.dumps(node),
     ]
     with _Monitor(command) as monitor:
-        monitor.call("block-stream", {"job-id": "pull", "device": "image", "auto-dismiss": False})
+        job = {"job-id": "pull", "device": "image", "auto-dismiss": False, "auto-finalize": last}
+        monitor.call("block-stream", job)
         done = threading.Event()
         while True:
             (job,) = monitor.call("query-jobs")
             progress(job["current-progress"], job["total-progress"])
             if job["status"] == "concluded":
                 break
+            if job["status"] == "pending" and not last:
+                monitor.call("job-cancel", {"id": "pull"})  # all is copied; the header stays as it is
+                _wait_concluded(monitor, done)
+                return
             if cancelled():
                 monitor.call("job-cancel", {"id": "pull"})
                 _wait_concluded(monitor, done)
@@ -133,7 +147,6 @@ def stream_offline(path: Path, *, progress: Progress, cancelled: Cancelled) -> N
             done.wait(_POLL_S)
         if "error" in job:
             raise _tool_error(f"copying the backing of {path} into it failed: {job['error']}")
-    fsync_file(path)
 
 
 def _wait_concluded(monitor: _Monitor, pause: threading.Event) -> None:
