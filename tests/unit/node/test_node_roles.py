@@ -270,6 +270,35 @@ def test_a_reversal_compares_when_the_bitmap_of_the_replica_is_lost(side: Source
     assert (side.replicators.forgotten, side.record.counters["tracking_lost"]) == (1, 1)
 
 
+def test_a_reversal_goes_on_when_qemu_dies_while_the_bitmap_is_taken_over(side: SourceSide) -> None:
+    """It failed, and had to be asked for again."""
+    _committed(side)
+    tries = iter([True])
+
+    def dies() -> None:
+        if next(tries, False):
+            side.fabric.power_off(side.record.vm)
+            raise UnavailableError("Missing monitor reply object")
+
+    side.replicators.adopting = dies
+    side.done("source.start", 2, resume=True, **TARGET)
+    acked = side.record.acked
+    assert acked is not None
+    assert (acked.checkpoint, side.replicators.running) == ("ss-boot", True)
+
+
+def test_a_reversal_fails_when_the_bitmap_of_a_machine_that_runs_is_refused(side: SourceSide) -> None:
+    _committed(side)
+    side.fabric.start(side.record.vm)
+
+    def refused() -> None:
+        raise UnavailableError("libvirtd does not answer")
+
+    side.replicators.adopting = refused
+    assert side.refused("source.start", 2, resume=True, **TARGET) == UnavailableError.code
+    assert side.record.role is Role.ACTIVE
+
+
 # -- the end of a protection ---------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from secondsite.errors import (
     ConflictError,
     InvalidInputError,
     OperationRefusedError,
+    SecondSiteError,
     StaleEpochError,
     TrackingLostError,
 )
@@ -117,7 +118,7 @@ class SourceCommands:
         manifest = Manifest.from_bytes((self.items.folder(item) / "manifest.json").read_bytes())
         acked = Acked(failover.sequence, failover.digest, format_time(manifest.time), failover.checkpoint)
         try:
-            self.replicators.adopt_checkpoint(record, failover.checkpoint)
+            self._adopt(record, failover.checkpoint)
         except TrackingLostError as error:
             # The replica's QEMU was killed meanwhile: the first cycle finds what changed by compare.
             log.warning("the replica's bitmap is lost, comparing", item=item, reason=error.message)
@@ -137,6 +138,17 @@ class SourceCommands:
             held=None,
             paused=False,
         )
+
+    def _adopt(self, record: ItemRecord, checkpoint: str) -> None:
+        try:
+            self.replicators.adopt_checkpoint(record, checkpoint)
+        except TrackingLostError:
+            raise
+        except SecondSiteError:
+            if self._runs(record.vm):
+                raise
+            # Its QEMU died over it: the machine is taken as it is now, off.
+            self.replicators.adopt_checkpoint(record, checkpoint)
 
     def policy(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Take a changed policy; the next cycle follows it."""
