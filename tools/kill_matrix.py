@@ -51,8 +51,8 @@ Nobody helps otherwise. The number says how often.
 
 - *done*: the job succeeded.
 - *rolled back*: the job failed with a reason, everything was as before (a change of the point may also end with nothing running and say so), and the same operation succeeded when it was asked for again.
-- *done, started by hand*: the guest's own QEMU was killed when the operation had started it or did not touch it. The operation ended right, the guest was off, was started as an operator does, and went on
-  with the very next record of its disks.
+- *started by hand*: the guest's own QEMU was killed (now, or before the operation that moved it away), so the guest was off when the operation had ended right. It was started as an operator does, and went on with the very next record
+  of its disks.
 - Empty: there is no such process then, or the task is shorter than one can look.
 
 In every cell: at no time two running copies; the guest runs on exactly the right side; after a failover it went on with the very next record after the old side's disks, or after the point that the job names; the next recovery point holds

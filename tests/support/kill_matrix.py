@@ -139,6 +139,8 @@ class Matrix:
         self.cells: list[Cell] = []
         self._random = random.Random(seed)
         self._tasks: dict[str, list[str]] = {}
+        self._crashed: set[str] = set()
+        """Where the guest's QEMU was killed, and nobody started it there since."""
 
     def round(
         self,
@@ -184,13 +186,14 @@ class Matrix:
             try:
                 job = self._ended(job_id)
                 if kill is not None:
+                    self._crashed |= {kill.site} - {""}
                     outcome = "done" if job["state"] == "Succeeded" else "rolled back"
                 if job["state"] != "Succeeded":
                     problems += self._rolled_back(operation, job, here, kill)
                     job = self._ended(self._begin(operation))
                     if job["state"] != "Succeeded":
                         problems.append(f"failed again: {job['error']}")
-                by_hand = kill is not None and self._started_by_hand(operation, kill)
+                by_hand = operation.runs in self._crashed and self._started_by_hand(operation)
                 outcome += ", started by hand" if by_hand else ""
                 problems += self._judge(operation, job, by_hand=by_hand)
             except (AssertionError, SecondSiteError, libvirt.libvirtError) as error:
@@ -289,10 +292,11 @@ class Matrix:
             return [f"failed ({job['error']}), and it runs nowhere"]
         return []
 
-    def _started_by_hand(self, operation: Operation, kill: Kill) -> bool:
-        """The guest's own QEMU was killed where it belongs now, and it is off: start it as an operator does."""
-        if not kill.victim.is_machine or kill.site != operation.runs:
-            return False
+    def _started_by_hand(self, operation: Operation) -> bool:
+        """The guest's own QEMU was killed where it belongs now. If it is off, start it as an operator does: one that was off
+        when it was to be shut down is not started either when it comes back there.
+        """
+        self._crashed.discard(operation.runs)
         # libvirt notices the end of a QEMU some time after it.
         with suppress(AssertionError):
             until(lambda: not self.guest.active(operation.runs), "it is off", 3)
