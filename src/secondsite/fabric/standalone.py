@@ -91,7 +91,8 @@ class Standalone:
         if running:
             try:
                 for name, disk in _disks(root).items():
-                    _flush(domain, name, disk)
+                    if disk.find("driver[@type='qcow2']") is not None:  # others have no map
+                        _flush(domain, name, disk)
             except libvirt.libvirtError as error:
                 if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or domain.isActive():
                     raise
