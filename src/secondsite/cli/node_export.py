@@ -22,6 +22,10 @@ def export(
         Path,
         typer.Option(help="A new or empty folder on the medium; its files are as sensitive as the disks."),
     ],
+    exclude_disk: Annotated[
+        list[str] | None,
+        typer.Option(help="A disk to leave out, as 'item protect' will, such as vdb. May be repeated."),
+    ] = None,
     state: Annotated[Path, typer.Option(help="The node's state folder.")] = Path("/var/lib/secondsite/node"),
     as_json: Json = False,
 ) -> None:
@@ -35,7 +39,7 @@ def export(
         from secondsite.node.source.export import export_machine
 
         with _ended_by_signals(), _shown() as tell:
-            done = export_machine(state, vm, output.absolute(), tell)
+            done = export_machine(state, vm, output.absolute(), tell, exclude=exclude_disk or ())
         if as_json:
             print_json({**done.to_dict(), "folder": str(output.absolute())})
             return
@@ -51,7 +55,11 @@ def export(
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
     """Take a closed terminal, or a kill, for Ctrl-C: what was begun on the machine must be ended. Once: that takes a while."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # as nohup makes it
+    ]
 
     def end(_number: int, _frame: FrameType | None) -> None:
         for number in numbers:

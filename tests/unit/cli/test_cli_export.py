@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What the node's export was asked for; it succeeds."""
     calls: list[tuple[Any, ...]] = []
 
-    def export_machine(state: Path, vm: str, output: Path, progress: Tell) -> Export:
-        calls.append((state, vm, output))
+    def export_machine(
+        state: Path, vm: str, output: Path, progress: Tell, *, exclude: Collection[str]
+    ) -> Export:
+        calls.append((state, vm, output, list(exclude)))
         progress(1, 2)
         return DONE
 
@@ -44,9 +46,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 def test_it_names_the_files_and_what_to_do_with_them(asked: list[tuple[Any, ...]]) -> None:
-    done = run("--state", "/srv/node")
+    done = run("--state", "/srv/node", "--exclude-disk", "vdb")
     assert done.exit_code == 0
-    assert asked == [(Path("/srv/node"), "web", Path("/mnt/web"))]
+    assert asked == [(Path("/srv/node"), "web", Path("/mnt/web"), ["vdb"])]
     assert done.stdout.split() == ["vda", "vda.raw", "1.0", "GiB", "BLAKE3", "ab" * 32]
     assert "secondsite item protect web --seed FOLDER" in done.stderr
 
@@ -58,7 +60,7 @@ def test_json_says_what_export_json_says(tmp_path: Path) -> None:
 
 
 def test_a_refusal_is_an_error_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_args: Any) -> Export:
+    def refuse(*_args: Any, **_more: Any) -> Export:
         raise OperationRefusedError("web is protected by this node already", hint="disable it first")
 
     monkeypatch.setattr(exports, "export_machine", refuse)
@@ -77,7 +79,7 @@ def test_a_host_without_a_node_is_exit_code_4(tmp_path: Path) -> None:
 def test_a_closed_terminal_ends_it_in_order(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     cleaned: list[bool] = []
 
-    def export_machine(*_args: Any) -> Export:
+    def export_machine(*_args: Any, **_more: Any) -> Export:
         try:
             os.kill(os.getpid(), number)
             for _ in range(1000):
@@ -93,3 +95,16 @@ def test_a_closed_terminal_ends_it_in_order(monkeypatch: pytest.MonkeyPatch, num
     assert (done.exit_code, cleaned) == (130, [True])
     assert "nothing is left of the export" in done.stderr
     assert signal.getsignal(number) is before
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def export_machine(*_args: Any, **_more: Any) -> Export:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return DONE
+
+    monkeypatch.setattr(exports, "export_machine", export_machine)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run().exit_code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)

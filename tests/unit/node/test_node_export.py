@@ -13,10 +13,10 @@ from blake3 import blake3
 
 from secondsite.capture.fake import FakeCapture
 from secondsite.capture.port import Snapshot
-from secondsite.errors import ConflictError, SecondSiteError, UnavailableError
+from secondsite.errors import ConflictError, InvalidInputError, SecondSiteError, UnavailableError
 from secondsite.fabric.fake import FakeFabric
 from secondsite.fabric.port import VmInfo
-from secondsite.model.ids import Epoch, ItemId
+from secondsite.model.ids import DiskKey, Epoch, ItemId
 from secondsite.model.policy import Policy
 from secondsite.model.units import KIB, MIB
 from secondsite.node.config import Folders
@@ -53,9 +53,14 @@ class Exporter:
         for disk, content in CONTENT.items():
             self.capture.write(disk, 0, content)
         self.during: Callable[[], object] = lambda: None
+        self.exclude: frozenset[str] = frozenset()
 
     def exporting(self) -> Exporting:
-        return Exporting(self.vm, lambda: self.items, lambda _disks: self.capture)
+        def capture(disks: tuple[DiskKey, ...]) -> FakeCapture:
+            self.capture.disks = {key: disk for key, disk in self.capture.disks.items() if key in disks}
+            return self.capture
+
+        return Exporting(self.vm, lambda: self.items, capture, self.exclude)
 
     def run(self, output: Path) -> Any:
         def tell(done: int, total: int) -> None:
@@ -117,6 +122,24 @@ def test_zeros_take_no_space_on_the_medium(exporter: Exporter, tmp_path: Path) -
     exporter.run(tmp_path / "medium")
     blocks = np.frombuffer(CONTENT[VDA], np.uint8).reshape(-1, 4096).any(axis=1)
     assert (tmp_path / "medium" / "vda.raw").stat().st_blocks * 512 <= blocks.sum() * 4096 + 4096
+
+
+def test_disks_can_be_left_out(exporter: Exporter, tmp_path: Path) -> None:
+    exporter.exclude = frozenset({"vda"})
+    exporter.run(tmp_path / "medium")
+    assert names(tmp_path / "medium") == ["export.json", "vdb.raw"]
+
+
+@pytest.mark.parametrize(
+    ("exclude", "said"), [({"vdx"}, "web has no disk vdx"), ({"vda", "vdb"}, "no disk would be left")]
+)
+def test_what_cannot_be_left_out_is_told_before_anything_is_done(
+    exporter: Exporter, tmp_path: Path, exclude: set[str], said: str
+) -> None:
+    exporter.exclude = frozenset(exclude)
+    with pytest.raises(InvalidInputError, match=said):
+        exporter.run(tmp_path / "medium")
+    assert not (tmp_path / "medium").exists()
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -115,6 +115,17 @@ def test_an_image_from_before_the_disk_grew_leaves_zeros_behind_its_end(side: Se
     assert side.table_is_true()
 
 
+@pytest.mark.parametrize("size", [64 * KIB, 66 * KIB, 512])
+def test_a_smaller_image_in_the_place_of_another_leaves_nothing_of_that(side: SeedSide, size: int) -> None:
+    seed = side.root / "seed"
+    write_raw(seed, VDA, pattern(SIZES[VDA], 8))
+    side.done("target.create", **create_args(seed))
+    write_raw(seed, VDA, CONTENT[VDA][:size])
+    side.done("target.create", **create_args(seed))
+    assert side.base()[VDA] == CONTENT[VDA][:size] + bytes(SIZES[VDA] - size)
+    assert side.table_is_true()
+
+
 def test_what_an_export_says_is_compared_with_what_is_read(side: SeedSide) -> None:
     seed = write_seed(side.root / "seed")
     side.done("target.create", **create_args(seed))
@@ -174,6 +185,21 @@ def test_a_folder_that_is_not_mounted_here_is_refused(side: SeedSide) -> None:
     error = refusal(side, side.root / "nowhere")
     assert error.message == f"not_found: there is no folder {side.root}/nowhere on this host"
     assert "the target node's host" in error.hint
+
+
+def test_a_folder_that_cannot_be_looked_at_is_no_bug(side: SeedSide) -> None:
+    error = refusal(side, side.root / ("x" * 300))
+    assert error.message.startswith("unavailable: cannot read")
+    assert error.message.endswith("File name too long")
+
+
+def test_a_link_to_an_image_is_followed(side: SeedSide) -> None:
+    image = write_qcow2(side.root / "backup", DiskKey("web-1-system"), CONTENT[VDA])
+    seed = side.root / "seed"
+    seed.mkdir()
+    (seed / "vda.qcow2").symlink_to(image)
+    side.done("target.create", **create_args(seed))
+    assert side.base()[VDA] == CONTENT[VDA]
 
 
 def test_a_relative_path_is_refused(side: SeedSide) -> None:

@@ -69,10 +69,10 @@ class CutExports:
                     durable.remove_tree(scratch)
             except ConflictError:
                 continue  # it runs
-            except SecondSiteError as error:
+            except (SecondSiteError, OSError) as error:
                 if scratch not in self._failed:  # once: it is tried for as long as it takes
                     self._failed.add(scratch)
-                    log.warning("what an export left is not ended yet", error=error.to_dict())
+                    log.warning("what an export left is not ended yet", error=str(error))
             else:
                 self._failed.discard(scratch)
 

@@ -15,7 +15,7 @@ import errno
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,14 +52,18 @@ LOCK_TIMEOUT_S: Final = 5.0
 _TOO_LARGE: Final = "use a file system that holds large files, such as ext4 or XFS"
 
 
-def export_machine(state: Path, vm: str, output: Path, progress: Progress) -> Export:
+def export_machine(
+    state: Path, vm: str, output: Path, progress: Progress, *, exclude: Collection[str] = ()
+) -> Export:
     """Export the machine (a name or a UUID) of the node whose state folder this is, into the folder `output`.
+
+    `exclude`: keys of disks that are left out.
 
     Raises:
         NotFoundError: no such node, or no such machine.
         OperationRefusedError: it is protected here, or cannot be.
         ConflictError: the folder is not empty, or another export of the machine runs.
-        InvalidInputError: the folder cannot be written.
+        InvalidInputError: the folder cannot be written, or a disk to leave out is none of the machine's.
         NoSpaceError: the medium is full, or the scratch space is.
     """
     config = NodeConfig.load(state)
@@ -74,6 +78,7 @@ def export_machine(state: Path, vm: str, output: Path, progress: Progress) -> Ex
         machine,
         lambda: ItemStore(folders.items),
         lambda disks: capture_for(config.fabric, machine.uuid, disks, scratch),
+        frozenset(exclude),
     )
     exporting.require_free()
     folders.run.mkdir(parents=True, exist_ok=True)
@@ -135,11 +140,20 @@ class Exporting:
     machine: VmInfo
     reread: Callable[[], ItemStore]
     capture: Callable[[tuple[DiskKey, ...]], Capture]
+    exclude: frozenset[str] = frozenset()
 
     @property
     def disks(self) -> tuple[DiskKey, ...]:
-        """The disks that protection covers unless some are excluded."""
-        return tuple(sorted(disk.key for disk in self.machine.replicable_disks))
+        """The disks that are exported."""
+        keys = {disk.key for disk in self.machine.replicable_disks}
+        if unknown := self.exclude - keys:
+            raise InvalidInputError(
+                f"{self.machine.name} has no disk {', '.join(sorted(unknown))} that could be left out",
+                hint=f"its disks are {', '.join(sorted(keys))}",
+            )
+        if not keys - self.exclude:
+            raise InvalidInputError("no disk would be left to export")
+        return tuple(sorted(keys - self.exclude))
 
     def require_free(self) -> None:
         """Raise OperationRefusedError if this node keeps a record of the machine."""

@@ -104,10 +104,18 @@ class Seeding:
             InvalidInputError: an image is none, larger than its disk, or needs another file.
             ConflictError: a machine uses an image.
             CorruptError: an image is not what was exported.
+            UnavailableError: the folder, or an image, cannot be read.
         """
         if journal.status().state != "initial":
             return {}
-        found = images_in(folder, journal.disks)
+        try:
+            found = images_in(folder, journal.disks)
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot read {folder}: {error.strerror}",
+                hint="may the node's user read it?",
+                path=str(folder),
+            ) from error
         for disk, image in found.items():
             self._check(image, journal.disks[disk])
         work = self.items.folder(record.item) / "seed"
