@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from secondsite.blocks import DigestTable
 from secondsite.errors import SecondSiteError
 from secondsite.fabric.fake import FakeFabric
 from secondsite.model.units import KIB
 from secondsite.node.config import Folders
 from secondsite.node.records import ItemStore
 from secondsite.node.target.seeding import Seeding
-from support.cycle_world import ITEM, VDA, VDB, Contents, Machine, World, small_batches
+from support.cycle_world import ITEM, KEY, VDA, VDB, Contents, Machine, World, small_batches
 from support.power import unsynced
 from support.seeds import CONTENT, pattern, write_seed
 
@@ -98,6 +99,23 @@ def test_what_is_written_after_the_first_point_is_a_delta(short_path: Path) -> N
     world.machine.capture.write(VDA, 5 * BLOCK, b"new")
     outcome = world.run()
     assert outcome.changed == BLOCK
+    world.check_latest()
+    world.close()
+
+
+@pytest.mark.parametrize("before_the_start", [True, False])
+def test_a_disk_that_grew_while_the_target_was_filled_is_followed(
+    short_path: Path, before_the_start: bool
+) -> None:
+    world = seeded(short_path / "w", CONTENT)
+    size = 401 * KIB
+    world.machine.capture.disks[VDA].resize(size)
+    if before_the_start:  # which makes its table by the disk as it is then
+        path = world.folder / "digests" / f"{VDA}.tbl"
+        path.unlink()
+        DigestTable.create(path, size, KEY).close()
+    world.machine.capture.write(VDA, 400 * KIB, b"new")
+    assert world.run().changed == KIB
     world.check_latest()
     world.close()
 
