@@ -98,16 +98,19 @@ def require_checkpoint(domain: Any, name: str, keys: Collection[DiskKey]) -> Non
         raise TrackingLostError(f"checkpoint {name} does not track disk {missing[0]}", checkpoint=name)
 
 
-def forget_checkpoints(machine: Machine, keep: Collection[str]) -> None:
-    """Drop all checkpoints and bitmaps of ours but those in `keep`, broken or not, whether the machine runs or not."""
+def forget_checkpoints(machine: Machine, keep: Collection[str], *, images: bool = True) -> None:
+    """Drop all checkpoints and bitmaps of ours but those in `keep`, broken or not, whether the machine runs or not.
+
+    images: whether the images of a machine that is off may be written; another host may use them.
+    """
     domain = machine.domain()
     active = is_active(domain)
-    if not active:
+    if not active and images:
         # First, so that a machine that starts meanwhile still has the metadata to delete the rest by.
         for disk in machine.present_disks(domain):
             if disk.keeps_bitmaps:
                 _remove_bitmaps(disk.path, keep)
-    elif any(not disk.keeps_bitmaps for disk in machine.present_disks(domain)):
+    elif active and any(not disk.keeps_bitmaps for disk in machine.present_disks(domain)):
         LiveBitmaps(domain).forget(keep)
     with libvirt_errors(f"cannot list the checkpoints of {machine.name}"):
         # Parents first: the oldest has nothing to merge its bitmap into, so deleting it costs least.

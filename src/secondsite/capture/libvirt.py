@@ -25,6 +25,7 @@ import libvirt
 
 from secondsite.capture.bitmaps import raw_size
 from secondsite.capture.checkpoints import disks_element, forget_checkpoints, require_checkpoint
+from secondsite.capture.elsewhere import Elsewhere
 from secondsite.capture.export import Checks, ExportDisk
 from secondsite.capture.jobs import JOB_END_TIMEOUT_S, end_job, is_ours, job_if_known, running_job
 from secondsite.capture.leftovers import FILE_PREFIX, end_leftovers
@@ -132,6 +133,7 @@ class LibvirtCapture:
             raise
         job = _Job(domain, self._scratch, token, self._reserve, self._job_end_timeout_s, self._reopen)
         try:
+            Elsewhere(self._scratch).came_back()
             changed: dict[DiskKey, Runs | None] = dict.fromkeys(machine.keys)
             if since is not None:
                 # After the job has begun, so that nothing that was written before its instant is missing.

@@ -51,7 +51,7 @@ class MachineGoneError(NotFoundError):
     code = "machine_gone"
     default_hint = (
         "it was undefined, or migrated to another host: bring it back here under the same UUID and replication goes on, "
-        "or disable the item"
+        "or disable the item (and protect the machine at the host that it went to)"
     )
 
 

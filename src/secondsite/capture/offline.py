@@ -12,6 +12,8 @@ snapshot, running or not, is one of changes.
 The images are opened without a lock (qemu's force-share), so that a start of the machine is never refused because of us.
 Instead it is checked after every read that the machine is off and no image was written since before; otherwise
 UnavailableError, and what was read is no point. Only adding a bitmap holds a lock, for some 20 ms.
+
+A machine that is off here because it runs at another host is refused (elsewhere.py), before an image is read or written.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import numpy as np
 from secondsite.capture import raw_marks
 from secondsite.capture.bitmaps import add_bitmap
 from secondsite.capture.checkpoints import adopt_checkpoint, forget_checkpoints
+from secondsite.capture.elsewhere import Elsewhere
 from secondsite.capture.export import Checks, ExportDisk
 from secondsite.capture.jobs import JOB_END_TIMEOUT_S
 from secondsite.capture.layers import Layer, SharingServer, end_leftover_servers, layers_of, server_folder
@@ -56,6 +59,7 @@ class OfflineCapture:
     ) -> None:
         self._machine = Machine(connection, domain, disks)
         self._scratch = scratch.absolute()
+        self._elsewhere = Elsewhere(self._scratch)
         self._clock = clock
 
     def snapshot(self, *, since: str | None, new: str) -> Snapshot:
@@ -65,6 +69,7 @@ class OfflineCapture:
         domain = machine.domain()
         _require_off(machine, domain)
         found = machine.disks(domain)
+        self._elsewhere.require_here(domain, found.values())
         paths = {key: disk.path for key, disk in found.items() if disk.keeps_bitmaps}
         plain = [disk for disk in found.values() if not disk.keeps_bitmaps]
         if since is None:
@@ -83,6 +88,7 @@ class OfflineCapture:
 
         def verify() -> None:
             _require_off(machine, domain)
+            self._elsewhere.require_here(domain, found.values())
             if not all(layer.is_untouched() for layers in chains.values() for layer in layers):
                 raise UnavailableError(f"{machine.name} was started while its disks were read")
 
@@ -99,8 +105,10 @@ class OfflineCapture:
         return Snapshot(instant, disks, definition, checkpoint, closer=held.close)
 
     def forget(self, keep: Collection[str]) -> None:
-        """See the port."""
-        forget_checkpoints(self._machine, keep)
+        """See the port. Bitmaps in images that another host uses stay there; libvirt here forgets them."""
+        domain = self._machine.domain()
+        here = self._elsewhere.is_here(domain, self._machine.present_disks(domain))
+        forget_checkpoints(self._machine, keep, images=here)
 
     def tidy(self) -> None:
         """See the port. What a running machine's capture left is ended as well, and the machine may run again."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import pwd
 import subprocess
+import uuid
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from enum import StrEnum
@@ -261,7 +262,12 @@ def _environment() -> dict[str, str]:
 def _write_settings(folder: Path, log: Path, daemon: Settings, qemu: Settings) -> None:
     # stdio_handler: without virtlogd, which would be one more daemon to start.
     common: Settings = {"security_driver": "none", "stdio_handler": "file"}
-    (folder / "libvirtd.conf").write_text(_settings({"log_outputs": f"3:file:{log}"} | daemon))
+    # host_uuid: a host of its own, else guests cannot be migrated from one lab host to another ("the same host").
+    host: Settings = {
+        "log_outputs": f"3:file:{log}",
+        "host_uuid": str(uuid.uuid5(uuid.NAMESPACE_URL, folder.as_uri())),
+    }
+    (folder / "libvirtd.conf").write_text(_settings(host | daemon))
     (folder / "qemu.conf").write_text(_settings(common | qemu))
 
 

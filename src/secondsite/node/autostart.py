@@ -6,6 +6,8 @@ protection gives it back. See source/gate.py for why.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import structlog
 
 from secondsite.errors import NotFoundError
@@ -30,6 +32,7 @@ def look_at(items: ItemStore, fabric: Fabric, record: ItemRecord) -> ItemRecord:
 
 
 def give_back_autostart(fabric: Fabric, record: ItemRecord) -> None:
-    """The protection ends: the hypervisor decides again."""
+    """The protection ends: the hypervisor decides again, if it has the machine still."""
     if record.autostart:
-        fabric.set_autostart(record.vm, on=True)
+        with suppress(NotFoundError):
+            fabric.set_autostart(record.vm, on=True)

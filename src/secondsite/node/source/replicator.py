@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -21,7 +21,7 @@ import structlog
 
 from secondsite.capture.port import Capture
 from secondsite.capture.quiesce import Quiescer
-from secondsite.errors import ConflictError, SecondSiteError, StaleEpochError
+from secondsite.errors import ConflictError, NotFoundError, SecondSiteError, StaleEpochError
 from secondsite.model.ids import Epoch, ItemId
 from secondsite.model.manifest import Consistency, PointKind, VmDefinition, parse_time
 from secondsite.node.executor import Progress
@@ -384,8 +384,9 @@ class Replicators:
         self._adapters.adopt_checkpoint(record, checkpoint)
 
     def forget_checkpoints(self, record: ItemRecord) -> None:
-        """Remove our checkpoints from the machine."""
-        self._adapters.capture(record).forget(keep=set())
+        """Remove our checkpoints from the machine. One that is gone has none."""
+        with suppress(NotFoundError):
+            self._adapters.capture(record).forget(keep=set())
 
     def close(self) -> None:
         """Stop them all."""
