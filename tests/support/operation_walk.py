@@ -148,7 +148,7 @@ class Walk:
             assert self.situation() == begun, (second, amid)
             self.ask_refused()
             # Its order is the first in the node's queue then.
-            until(lambda: self._job(one)["tasks"][0]["started"], f"{first} to begin", SLOW_S)
+            until(lambda: any(task["started"] for task in self._job(one)["tasks"]), f"{first} began", 60)
         one, two = self._judge(begun, [(*before, first), (*amid, second)], [one, two])
         return one, two
 
