@@ -3,6 +3,7 @@ come and go, session mode."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,19 +12,23 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import libvirt
+import libvirt_qemu
 import pytest
 
 from secondsite.errors import ConflictError, UnavailableError
-from secondsite.fabric import images
+from secondsite.fabric import images, standalone
 from secondsite.fabric.domain_xml import LOCK_FOLDER
 from secondsite.fabric.images import image_info
 from secondsite.fabric.libvirt import LibvirtFabric
 from secondsite.fabric.libvirt_power import Waiting
+from secondsite.fabric.live_copy import LiveCopy
 from secondsite.fabric.port import (
     LIBVIRT_FORMAT,
+    CancelledError,
     DiskSource,
     Labels,
     NbdBacking,
@@ -33,6 +38,7 @@ from secondsite.fabric.port import (
     VmDefinition,
     VmInfo,
 )
+from secondsite.fabric.standalone import Standalone
 from secondsite.lab.console import ConsoleReader
 from secondsite.lab.guest.builder import GuestFiles
 from secondsite.lab.guest.definition import domain_xml
@@ -54,6 +60,10 @@ TINY = """
 <interface type='user'><model type='virtio'/></interface>
 <graphics type='vnc' passwd='geheim'/><memballoon model='none'/></devices></domain>
 """
+
+
+class Killed(BaseException):
+    """Stands for the end of this process."""
 
 
 class View:
@@ -192,16 +202,17 @@ def qemu_of(bench: Bench, vm: VmInfo) -> int:
     return process.pid
 
 
+def monitor(domain: libvirt.virDomain, command: str, **arguments: object) -> Any:
+    """Ask QEMU."""
+    text = json.dumps({"execute": command, "arguments": arguments})
+    return json.loads(libvirt_qemu.qemuMonitorCommand(domain, text, 0))["return"]
+
+
 def count_of_bitmap(domain: libvirt.virDomain) -> int:
     """Bytes that the bitmap "start" of a running machine's disk names."""
-    import json
-
-    import libvirt_qemu
-
-    answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, '{"execute":"query-named-block-nodes"}', 0))
     counts = [
         bitmap["count"]
-        for node in answer["return"]
+        for node in monitor(domain, "query-named-block-nodes")
         for bitmap in node.get("dirty-bitmaps", [])
         if bitmap["name"] == "start" and node["drv"] == "qcow2"
     ]
@@ -350,6 +361,69 @@ def test_what_stands_alone_keeps_what_was_pulled_when_its_qemu_is_killed(bench: 
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize(("begun_by_hand", "started_again"), [(False, False), (False, True), (True, False)])
+def test_an_image_without_a_backing_is_whole_also_if_its_qemu_is_killed_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, begun_by_hand: bool, started_again: bool
+) -> None:
+    """QEMU gave up the backing first, and wrote where the copies lie when the guest flushed: the next try, which had
+    only the header to go by, took zeros for a machine that stands alone."""
+    content = bench.folder / "point.raw"
+    content.write_bytes(os.urandom(64 * MIB))
+    vm = bench.replica(bench.view(content))
+    (disk,) = vm.disks
+    assert disk.path is not None
+    bench.fabric.start(vm.uuid)
+    if begun_by_hand:
+        in_bytes = libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES
+        bench.domain(vm.name).blockPull("vda", MIB, in_bytes)  # 64 s, were it left alone
+    backings = []
+
+    def kill(_standalone: Standalone, _domain: object) -> bool:
+        backings.append(image_info(disk.path).backing)
+        os.kill(qemu_of(bench, vm), signal.SIGKILL)
+        eventually(lambda: bench.fabric.power(vm.uuid) is PowerState.OFF)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Standalone, "_is_durable", kill)
+        with pytest.raises(Killed):
+            bench.fabric.make_standalone(vm.uuid)
+    assert backings == [None]
+    if started_again:
+        bench.fabric.start(vm.uuid)
+    bench.fabric.make_standalone(vm.uuid)
+    bench.fabric.power_off(vm.uuid)
+    compare = ["qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", disk.path, content]
+    assert subprocess.run(compare, check=False).returncode == 0
+
+
+def test_what_was_copied_is_synced_before_its_backing_is_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut takes away is all that was not synced."""
+    vm = bench.replica(bench.view())
+    (disk,) = vm.disks
+    assert disk.path is not None
+    bench.fabric.start(vm.uuid)
+    steps = []
+
+    def noting(step: str) -> Callable[..., None]:
+        real = getattr(standalone, step)
+
+        def run(*args: object) -> None:
+            real(*args)
+            steps.append((step, image_info(disk.path).backing is not None))
+
+        return run
+
+    for step in ("fsync_file", "flush"):
+        monkeypatch.setattr(standalone, step, noting(step))
+    bench.fabric.make_standalone(vm.uuid)
+    order = ("fsync_file", "flush", "fsync_file")
+    assert steps == [(step, backed) for backed in (True, False) for step in order]
+
+
+@pytest.mark.fault
 def test_an_image_that_says_that_it_stands_alone_does_so_also_if_its_copying_was_killed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,12 +449,26 @@ def test_an_image_that_says_that_it_stands_alone_does_so_also_if_its_copying_was
     assert subprocess.run(compare, check=False).returncode == 0
 
 
-def test_a_machine_that_stops_in_the_middle_is_finished_offline(bench: Bench) -> None:
+def pull_slowly(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Have copying take 8 s, were it left alone; return a list that grows with each copy that begins."""
+    begun: list[None] = []
+
+    def start(copy: LiveCopy) -> dict[str, object]:
+        begun.append(None)
+        return {**real(copy), "speed": 8 * MIB}
+
+    real = LiveCopy._start
+    monkeypatch.setattr(LiveCopy, "_start", start)
+    return begun
+
+
+def test_a_machine_that_stops_in_the_middle_is_finished_offline(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     view = bench.view()
     vm = bench.replica(view)
     bench.fabric.start(vm.uuid)
-    domain = bench.domain(vm.name)
-    domain.blockPull("vda", 8 * MIB, libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES)  # 8 s, were it left alone
+    pull_slowly(monkeypatch)
     began = threading.Event()
     failures: list[BaseException] = []
 
@@ -401,21 +489,60 @@ def test_a_machine_that_stops_in_the_middle_is_finished_offline(bench: Bench) ->
     bench.fabric.start(vm.uuid)
 
 
+def test_what_is_cancelled_in_the_middle_is_begun_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = bench.replica(bench.view())
+    bench.fabric.start(vm.uuid)
+    seen: list[int] = []
+    with monkeypatch.context() as patch:
+        begun = pull_slowly(patch)
+        with pytest.raises(CancelledError):
+            bench.fabric.make_standalone(
+                vm.uuid,
+                progress=lambda done, _total: seen.append(done),
+                cancelled=lambda: max(seen, default=0) > 0,
+            )
+    assert len(begun) == 1
+    (disk,) = vm.disks
+    assert disk.path is not None
+    assert image_info(disk.path).backing is not None
+    assert monitor(bench.domain(vm.name), "query-jobs") == []
+    bench.fabric.make_standalone(vm.uuid)
+    assert bench.fabric.standalone(vm.uuid)
+
+
 @pytest.mark.fault
-def test_a_pull_survives_a_restart_of_the_daemon(lone_bench: Bench) -> None:
-    view = lone_bench.view()
+def test_a_pull_survives_the_end_of_its_process_and_a_restart_of_the_daemon(
+    lone_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = lone_bench.folder / "point.raw"
+    content.write_bytes(os.urandom(64 * MIB))
+    view = lone_bench.view(content)
     vm = lone_bench.replica(view)
     lone_bench.fabric.start(vm.uuid)
-    lone_bench.domain(vm.name).blockPull("vda", 8 * MIB, libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES)
+    begun = pull_slowly(monkeypatch)
+
+    def end(_done: int, _total: int) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        lone_bench.fabric.make_standalone(vm.uuid, progress=end)
     lone_bench.hypervisor.stop_daemon(kill=True)
     lone_bench.hypervisor.start()
     domain = lone_bench.domain(vm.name)
-    assert domain.blockJobInfo("vda")
-    domain.blockJobSetSpeed("vda", 0)
+    (job,) = monitor(domain, "query-jobs")
+    assert job["status"] == "running"
+    monitor(domain, "block-job-set-speed", device=job["id"], speed=0)
     lone_bench.fabric.make_standalone(vm.uuid)
+    assert len(begun) == 1
     assert lone_bench.fabric.standalone(vm.uuid)
     view.kill()
     assert lone_bench.fabric.power(vm.uuid) is PowerState.RUNNING
+    lone_bench.fabric.power_off(vm.uuid)
+    (disk,) = vm.disks
+    compare = ["qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", str(disk.path), str(content)]
+    assert subprocess.run(compare, check=False).returncode == 0
 
 
 # -- replicas of real guests ---------------------------------------------------------------------------------

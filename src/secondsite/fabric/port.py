@@ -245,7 +245,8 @@ class Fabric(Protocol):
     ) -> None:
         """Copy what the machine's disks still read from their views into the images, while it runs or while it is
         off. Observed: no disk has a backing, in the definition or in the image. What was pulled stays pulled when
-        it is cancelled (CancelledError) or fails.
+        it is cancelled (CancelledError) or fails. An image loses its backing only when what was pulled into it is
+        durable: killed or without power at any moment, what has none is whole, and the next call goes on.
         """
         ...
 

@@ -1,12 +1,12 @@
 """Making a machine's disks stand alone: pull what they still read from their views, then drop the views.
 
-While the machine runs, libvirt's block pull does it (654 MB/s measured on dense data; the guest goes on); while it is
+While the machine runs, QEMU does it (654 MB/s measured on dense data; the guest goes on); while it is
 off, qemu-storage-daemon does. Neither marks what it copies as changed. A machine may start or stop in between: each
 disk is looked at again until none has a backing. Cut short at any moment, the next call goes on where this one was.
 
-What was pulled is durable at the end. QEMU says in the image's header that it has no backing as soon as all is copied, but keeps
-where the copies lie in its memory until the guest happens to flush, which a guest need never do with a disk that it does not
-write: were that QEMU killed, or the host without power, the disk would read as zeros.
+An image loses its backing only after what was copied into it, and where it lies, is on the disk. So the header tells the
+truth whoever is killed, and whatever loses its power, at any moment: an image that names its view needs it, one that names
+none is whole. See live_copy for how, and stream_offline for the same while the machine is off.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import libvirt
-import libvirt_qemu
 
 from secondsite.durable import fsync_file
 from secondsite.fabric.connection import Connection
@@ -29,6 +28,7 @@ from secondsite.fabric.kept_xml import displaced_by, standalone_xml
 from secondsite.fabric.libvirt_inventory import inactive_xml, power_state, secure_xml
 from secondsite.fabric.libvirt_power import Waiting
 from secondsite.fabric.libvirt_replica import backed_images
+from secondsite.fabric.live_copy import LiveCopy, flush
 from secondsite.fabric.port import Cancelled, CancelledError, HypervisorError, Progress
 
 _SETTLE_S: Final = 10.0
@@ -82,23 +82,19 @@ class Standalone:
         return {key: path for key, path in _images(live).items() if key in with_backing}
 
     def _is_durable(self, domain: Any) -> bool:
-        """Have everything written that belongs to the images; False if the machine stopped or started meanwhile."""
+        """Have everything written that belongs to the images; False if the machine stopped or started meanwhile.
+
+        Not needed for what we copied. But somebody else may have pulled, by hand, and given up the backing unflushed.
+        """
         running = power_state(domain)[0] is not PowerState.OFF
         root = parse_domain(domain.XMLDesc(0) if running else inactive_xml(domain))
-        for path in _images(root).values():
-            # Most of it from here: QEMU does nothing else while it flushes, and the guest would wait for gigabytes.
-            fsync_file(path)
-        if running:
-            try:
-                for name, disk in _disks(root).items():
-                    if disk.find("driver[@type='qcow2']") is not None:  # others have no map
-                        _flush(domain, name, disk)
-            except libvirt.libvirtError as error:
-                if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or domain.isActive():
-                    raise
-                return False
-        for path in _images(root).values():
-            fsync_file(path)  # also where QEMU was told not to, and to hear of errors of writing
+        try:
+            for name, disk in _disks(root).items():
+                _write_down(domain if running else None, name, disk)
+        except libvirt.libvirtError:
+            if domain.isActive():
+                raise
+            return False
         return running is (power_state(domain)[0] is not PowerState.OFF)
 
     def _pull(self, domain: Any, name: str, path: Path, progress: Progress, cancelled: Cancelled) -> None:
@@ -106,12 +102,17 @@ class Standalone:
             stream_offline(path, progress=progress, cancelled=cancelled)
             return
         try:
-            if not domain.blockJobInfo(name):
-                domain.blockPull(name)
+            _end_pull(domain, name)
+            disk = _disks(parse_domain(domain.XMLDesc(0))).get(name)
+            if disk is None or not has_backing(disk):
+                return  # taken out of the machine just now, or somebody's pull was faster
+            LiveCopy(domain, name, _node(disk), self._waiting).run(progress, cancelled)
+            _write_down(domain, name, disk)
+            domain.blockPull(name)
             self._watch(domain, name, progress, cancelled)
-        except libvirt.libvirtError as error:
+        except libvirt.libvirtError:
             # It was shut down meanwhile: the next round does the rest offline.
-            if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or domain.isActive():
+            if domain.isActive():
                 raise
 
     def _watch(self, domain: Any, name: str, progress: Progress, cancelled: Cancelled) -> None:
@@ -167,16 +168,35 @@ def _images(root: ET.Element) -> dict[str, Path]:
     return {key: path for key, disk in _disks(root).items() if (path := image_path(disk)) is not None}
 
 
-def _flush(domain: Any, name: str, disk: ET.Element) -> None:
-    """Have QEMU write what it keeps in memory of a disk. It answers in words, and with none if all went well."""
+def _end_pull(domain: Any, name: str) -> None:
+    """End a pull that somebody began, or the end of ours that a restart cut: it would drop the backing before the flush."""
+    job = domain.blockJobInfo(name)
+    if not job:
+        return
+    if job["type"] != libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL:
+        raise HypervisorError(
+            f"{name} of {domain.name()} is being copied by somebody else",
+            hint="virsh blockjob shows it; once it has ended this goes on",
+            disk=name,
+        )
+    domain.blockJobAbort(name)
+
+
+def _node(disk: ET.Element) -> str:
+    """Return QEMU's name of the image of a running machine's disk, as libvirt gives it."""
     source = disk.find("source")
-    index = "" if source is None else source.get("index", "")
-    command = f"qemu-io libvirt-{index}-format flush"
-    answer = libvirt_qemu.qemuMonitorCommand(
-        domain, command, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
-    ).strip()
-    if answer:
-        raise HypervisorError(f"{name} of {domain.name()} was not flushed: {answer}", disk=name)
+    return f"libvirt-{'' if source is None else source.get('index', '')}-format"
+
+
+def _write_down(domain: Any | None, name: str, disk: ET.Element) -> None:
+    """Have a disk's image written with its map; `domain` if it runs."""
+    path = image_path(disk)
+    assert path is not None
+    # Most of it from here: QEMU does nothing else while it flushes, and the guest would wait for gigabytes.
+    fsync_file(path)
+    if domain is not None and disk.find("driver[@type='qcow2']") is not None:  # others have no map
+        flush(domain, name, _node(disk))
+        fsync_file(path)  # also where QEMU was told not to, and to hear of errors of writing
 
 
 def _definition_is_standalone(domain: Any) -> bool:
