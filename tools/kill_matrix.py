@@ -4,7 +4,7 @@
     .venv/bin/python tools/kill_matrix.py --kills kills.jsonl                      # all rounds, about 45 s each on two cores
     .venv/bin/python tools/kill_matrix.py --kills kills.jsonl --first 12           # go on from a round
     .venv/bin/python tools/kill_matrix.py --kills kills.jsonl --only reverse --victims "its QEMU" --late 2
-    .venv/bin/python tools/kill_matrix.py --kills kills.jsonl --rounds 0 --output docs/reference/kill-matrix.md
+    .venv/bin/python tools/kill_matrix.py --kills kills.jsonl more.jsonl --rounds 0 --output docs/reference/kill-matrix.md
 
 Kills add up in the file, each with its commit, so the table may come from several runs. A round whose end state is wrong ends its
 lab; the next one begins in a fresh one. Exit code 1 if any end state is wrong. What a cell means stands in the page.
@@ -53,6 +53,8 @@ Nobody helps otherwise. The number says how often.
 - *rolled back*: the job failed with a reason, everything was as before (a change of the point may also end with nothing running and say so), and the same operation succeeded when it was asked for again.
 - *started by hand*: the guest's own QEMU was killed (now, or before the operation that moved it away), so the guest was off when the operation had ended right. It was started as an operator does, and went on with the very next record
   of its disks.
+- *old disks kept*: the reversal was cut while it removed our own bitmaps from the old side's disks. Nobody knows any more that they are exactly the last point, so what they hold is kept as a point of its own until an operator gives it up
+  (`secondsite point drop-diverged`), before the next commit. It cost a compare, and nothing else.
 - Empty: there is no such process then, or the task is shorter than one can look.
 
 In every cell: at no time two running copies; the guest runs on exactly the right side; after a failover it went on with the very next record after the old side's disks, or after the point that the job names; the next recovery point holds
@@ -65,7 +67,11 @@ starts it, "its QEMU" once libvirt says that it runs. Short tasks were held up b
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--kills", type=Path, required=True, help="where kills are kept, as lines of JSON; added to"
+        "--kills",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="where kills are kept, as lines of JSON; new ones are added to the last file",
     )
     parser.add_argument("--rounds", type=int, help="how many; without it, all")
     parser.add_argument("--first", type=int, default=0, help="number of the first round")
@@ -90,7 +96,7 @@ def main() -> int:
     deadline = time.monotonic() + options.minutes * 60
     while rounds and time.monotonic() < deadline:
         _in_one_lab(options, rounds, deadline)
-    cells = kept([options.kills])
+    cells = kept(options.kills)
     counted = standing(cells)
     wrong = [cell for cell in counted if cell.problems]
     page = f"{HEAD}{table(counted, ORDER)}\n\n{_foot(counted, wrong)}"
@@ -116,7 +122,7 @@ def _in_one_lab(options: Any, rounds: list[tuple[int, Victim]], deadline: float)
                         number, victim, only=options.only, late_s=options.late, shutdown=options.shutdown
                     )
                 finally:
-                    _keep(options.kills, matrix.cells[known:])
+                    _keep(options.kills[-1], matrix.cells[known:])
         except Broken as error:
             print(f"   WRONG: {error}", file=sys.stderr)
             if options.evidence is not None:

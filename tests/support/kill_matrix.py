@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import libvirt
@@ -139,6 +140,7 @@ class Matrix:
         self.cells: list[Cell] = []
         self._random = random.Random(seed)
         self._tasks: dict[str, list[str]] = {}
+        self._item = ""
         self._crashed: set[str] = set()
         """Where the guest's QEMU was killed, and nobody started it there since."""
 
@@ -175,6 +177,7 @@ class Matrix:
         """Run one operation, with the kill (or without one), and judge its end state."""
         began = time.monotonic()
         here = "primary" if self.guest.active("primary") else "secondary"
+        self._item = self.lab.item(self.guest.name)["id"]
         task, kill, outcome, problems = "-", None, NOT_HIT, list[str]()
         with self._watched() as both:
             if victim is None:
@@ -196,6 +199,11 @@ class Matrix:
                 by_hand = operation.runs in self._crashed and self._started_by_hand(operation)
                 outcome += ", started by hand" if by_hand else ""
                 problems += self._judge(operation, job, by_hand=by_hand)
+                if (job["result"] or {}).get("base") == "diverged":
+                    # Cut while it looked: nobody knows any more that nobody wrote. An operator does, and gives it up.
+                    self.lab.cli("point", "drop-diverged", self.guest.name)
+                    outcome += ", old disks kept"
+                    problems += [] if kill is not None else ["old disks kept though nobody was killed"]
             except (AssertionError, SecondSiteError, libvirt.libvirtError) as error:
                 problems.append(f"{type(error).__name__}: {error}")
         problems += both
@@ -317,6 +325,8 @@ class Matrix:
             problems.append(f"it does not run at the {operation.runs} site")
         if self.guest.active(other):
             problems.append(f"it runs at the {other} site, too")
+        if operation.after == "disabled":
+            problems += self._left_behind()
         if problems or operation.after == "disabled":
             return problems
         item = until(lambda: self.lab.item(name), "the item")
@@ -333,6 +343,16 @@ class Matrix:
             sequence = self.lab.wait_for_points(name, site=other, timeout_s=120)
             self.lab.check_point(name, sequence, other)
         return problems
+
+    def _left_behind(self) -> list[str]:
+        """The protection has ended: what is left of ours on both sides, but for images that somebody has or was left."""
+        left = []
+        for site in OTHER:
+            facts = self.lab.facts["sites"][site]
+            for folder in (Path(facts["node_state"]) / "items", Path(facts["journals"])):
+                left += [str(path) for path in folder.glob(f"{self._item}*")]
+        left += [each.getName() for each in self.guest.domain("primary").listAllCheckpoints()]
+        return [f"left behind: {left}"] if left else []
 
     def _goes_on_after(self, left: Any, site: str, by_hand: bool) -> list[str]:
         """The guest went on with the record after those; one that was started a second time, later."""
