@@ -181,6 +181,40 @@ def test_a_disk_that_shrank_is_refused_before_anything_is_shipped(
     newest_is_the_machine(nodes, item, machine, short_path)
 
 
+def test_a_disk_that_was_cut_and_brought_back_to_its_size_unseen_has_lost_its_end_in_the_next_point_too(
+    nodes: NodePair, machine: TrackedMachine, short_path: Path
+) -> None:
+    for key in machine.images:
+        machine.write(key, 3 * MIB, b"e" * (64 * KIB))
+    item = protect(nodes, machine)
+
+    def cut_to(size: int, *, off: bool) -> None:
+        nodes.primary.call("source.pause", item, 1)
+        for key, image in machine.images.items():
+            whole = machine.domain.blockInfo(key)[0]
+            if off:
+                form = machine.format_of(key)
+                for to, shrink in ((size, ["--shrink"]), (whole, [])):
+                    resize = ["qemu-img", "resize", "-q", "-f", form, *shrink, image, str(to)]
+                    subprocess.run(resize, check=True)
+            else:
+                for to in (size, whole):
+                    machine.domain.blockResize(key, to, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+        nodes.primary.call("source.resume", item, 1)
+
+    cut_to(2 * MIB + 512, off=False)
+    machine.write(VDA, 8 * MIB - 64 * KIB, b"z" * (64 * KIB))  # as who partitions it anew
+    now = point_content(nodes.recovery, item, next_point(nodes.primary, nodes.recovery, item))
+    assert now == {
+        VDA: b"a" * (2 * MIB) + bytes(6 * MIB - 64 * KIB) + b"z" * (64 * KIB),
+        VDB: b"a" * (2 * MIB) + bytes(2 * MIB + 512),
+    }
+    newest_is_the_machine(nodes, item, machine, short_path)
+    cut_to(1 * MIB, off=True)
+    newest_is_the_machine(nodes, item, machine, short_path)
+    assert nodes.primary.daemon.items.get(item).counters["resyncs"] >= 2
+
+
 def test_a_disk_that_is_added_is_told_and_one_that_is_removed_stops_replication_until_it_is_back(
     nodes: NodePair, machine: TrackedMachine, short_path: Path, hypervisor_pair: HypervisorPair
 ) -> None:

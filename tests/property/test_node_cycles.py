@@ -100,6 +100,13 @@ class Replication(RuleBasedStateMachine):
         (root / "t" / "journals").mkdir(exist_ok=True)
         self.world = World(root, self.world.machine)
 
+    @rule(disk=st.sampled_from(sorted(SIZES)), sectors=st.integers(1, 639))
+    def cut_and_bring_back(self, disk: Any, sectors: int) -> None:
+        """An administrator makes a disk smaller, notices, and gives it its old size back: its end is lost, and no mark tells."""
+        cut = self.world.machine.capture.disks[disk]
+        cut.resize(sectors * 512 % SIZES[disk] or 512)
+        cut.resize(SIZES[disk])
+
     @rule()
     def lose_tracking(self) -> None:
         self.world.machine.capture.lose_tracking()

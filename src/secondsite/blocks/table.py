@@ -196,6 +196,14 @@ class DigestTable:
         if count:
             yield first, count
 
+    def windows_from_end(self) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+        """Yield (first, cells) of aligned windows in which the file holds anything, the last first."""
+        for first in range((len(self) - 1) // _SCAN_CELLS * _SCAN_CELLS, -1, -_SCAN_CELLS):
+            count = min(_SCAN_CELLS, len(self) - first)
+            at = _CELLS_AT + first * _CELL
+            if next(durable.allocated_ranges(self._fd, at + count * _CELL, at), None) is not None:
+                yield first, self._read(first, count)
+
     def fingerprint(self) -> str:
         """Return 64 hex digits that two tables share exactly if their disk sizes and all their cells are equal.
 

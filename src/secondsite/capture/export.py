@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import nbd
 import numpy as np
+from numpy.typing import NDArray
 
 from secondsite.capture.port import PIECE, Extent, pieces
 from secondsite.capture.runs import RunList, Runs, complement, intersect, merge
@@ -73,6 +74,7 @@ class ExportDisk:
         self._checks = checks or Checks()
         self._connection: Any = nbd.NBD()
         self._finished = False
+        self._changed: tuple[Runs, NDArray[np.bool_]] | None = None
         self.whole = bitmap is None and only is None
         try:
             self._connect(export)
@@ -103,7 +105,14 @@ class ExportDisk:
         self._connection = None  # libnbd 1.14 has no call for it: the last reference closes
 
     def changed(self) -> Iterator[Extent]:
-        """See the port. Everything is asked for before the first extent is yielded: 16 bytes a range."""
+        """See the port. Everything is asked for before the first extent is yielded: 16 bytes a range; and once."""
+        if self._changed is None:
+            self._changed = self._ask_for_changes()
+        runs, is_hole = self._changed
+        for (start, end), hole in zip(runs.tolist(), is_hole.tolist(), strict=True):
+            yield Extent(start, end - start, hole)
+
+    def _ask_for_changes(self) -> tuple[Runs, NDArray[np.bool_]]:
         contexts = [ALLOCATION] if self._bitmap is None else [ALLOCATION, self._bitmap]
         marked = self._marked(contexts)
         zero = marked[ALLOCATION]
@@ -121,8 +130,7 @@ class ExportDisk:
         runs = np.concatenate((holes, data))
         is_hole = np.arange(len(runs)) < len(holes)
         order = np.argsort(runs[:, 0], kind="stable")
-        for (start, end), hole in zip(runs[order].tolist(), is_hole[order].tolist(), strict=True):
-            yield Extent(start, end - start, hole)
+        return runs[order], is_hole[order]
 
     def marked(self) -> Runs:
         """Return the ranges in bytes that the bitmap marks."""

@@ -60,6 +60,15 @@ def test_nonzero_ranges_join_neighbours_and_leave_out_zero_cells(table):
     assert list(table.nonzero_ranges()) == [(10, 2), (13, 4), (len(table) - 1, 1)]
 
 
+def test_windows_come_from_the_end_and_holes_are_skipped(table):
+    table.put(10, cells(5))
+    table.put(len(table) - 1, cells(9))
+    windows = list(table.windows_from_end())
+    assert [first for first, _ in windows] == [len(table) - (1 << 17), 0]
+    assert windows[0][1][-1] == 9
+    assert windows[1][1][10] == 5
+
+
 def test_a_range_over_several_scans_is_one(table):
     table.mark_unknown(1000, 300_000)
     assert list(table.nonzero_ranges()) == [(1000, 300_000)]

@@ -48,7 +48,7 @@ from secondsite.node.source.belief import Belief
 from secondsite.node.source.consistency import Quiet
 from secondsite.node.source.group import Meeting
 from secondsite.node.source.outcome import CycleOutcome
-from secondsite.node.source.sizes import grown
+from secondsite.node.source.sizes import cut, grown
 from secondsite.node.source.suspects import WithSuspects
 from secondsite.node.source.window import require_window
 from secondsite.ship.protocol import PartKind
@@ -211,11 +211,11 @@ class Cycle:
         tables: Mapping[DiskKey, DigestTable],
         suspects: Mapping[DiskKey, Runs],
     ) -> Mapping[DiskKey, Runs]:
-        """Have the tables grow with their disks; return the suspects with what that makes of them."""
-        found = grown(snapshot.disks, tables)
+        """Have the tables grow with their disks; return the suspects with what resizes make of them."""
+        found = grown(snapshot.disks, tables) | cut(snapshot.disks, tables, suspects, record.key)
         if not found:
             return suspects
-        log.info("disks have grown", item=record.item, disks=sorted(found))
+        log.info("disks were resized", item=record.item, disks=sorted(found))
         if record.acked is not None and record.acked.checkpoint:
             suspects = self._target.suspect(found)  # before the tables, which then tell of it no more
         for disk in found:
