@@ -17,6 +17,7 @@ from secondsite.errors import (
     StaleEpochError,
     TrackingLostError,
     UnavailableError,
+    UnsupportedError,
 )
 from secondsite.fabric.fake import FakeImage
 from secondsite.fabric.port import PowerState
@@ -26,6 +27,7 @@ from secondsite.nbd.image import base_opener, stop_shared
 from secondsite.node import images
 from secondsite.node.images import bitmaps
 from secondsite.node.records import Replica, Role
+from secondsite.node.source import commands as source_commands
 from secondsite.node.target import adoption
 from support.journals import ITEM, VDA, VDB, Model, filled
 from support.power import unsynced
@@ -287,7 +289,10 @@ def test_a_reversal_goes_on_when_qemu_dies_while_the_bitmap_is_taken_over(side: 
     assert (acked.checkpoint, side.replicators.running) == ("ss-boot", True)
 
 
-def test_a_reversal_fails_when_the_bitmap_of_a_machine_that_runs_is_refused(side: SourceSide) -> None:
+def test_a_reversal_fails_when_the_bitmap_of_a_machine_that_runs_is_refused(
+    side: SourceSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_commands, "NOTICED_S", 0.0)
     _committed(side)
     side.fabric.start(side.record.vm)
 
@@ -300,6 +305,22 @@ def test_a_reversal_fails_when_the_bitmap_of_a_machine_that_runs_is_refused(side
 
 
 # -- the end of a protection ---------------------------------------------------------------------------------
+
+
+def test_an_item_is_forgotten_when_qemu_dies_while_its_checkpoints_are_removed(
+    side: SourceSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disable failed, and had to be asked for again."""
+    tries = iter([True])
+
+    def forget(_record: object) -> None:
+        if next(tries, False):
+            side.fabric.power_off(side.record.vm)
+            raise UnsupportedError("cannot delete checkpoint for inactive domain")
+
+    monkeypatch.setattr(side.replicators, "forget_checkpoints", forget)
+    side.done("source.stop")
+    assert side.items.find(ITEM) is None
 
 
 def test_a_machine_that_was_failed_over_does_not_start_with_its_host_after_disable(tmp_path: Path) -> None:

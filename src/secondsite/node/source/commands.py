@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
@@ -31,6 +32,8 @@ from secondsite.node.source.replicator import Replicators
 from secondsite.node.source.unprotected import other_disks
 from secondsite.ship.kerberos import parse_principal
 
+NOTICED_S: Final = 2.0
+"""libvirt tells of the end of a QEMU some time after its calls began to fail."""
 SHUTDOWNS_MAX: Final = 3
 
 log = structlog.get_logger(__name__)
@@ -118,7 +121,9 @@ class SourceCommands:
         manifest = Manifest.from_bytes((self.items.folder(item) / "manifest.json").read_bytes())
         acked = Acked(failover.sequence, failover.digest, format_time(manifest.time), failover.checkpoint)
         try:
-            self._adopt(record, failover.checkpoint)
+            self._also_if_qemu_dies(
+                record.vm, lambda: self.replicators.adopt_checkpoint(record, failover.checkpoint)
+            )
         except TrackingLostError as error:
             # The replica's QEMU was killed meanwhile: the first cycle finds what changed by compare.
             log.warning("the replica's bitmap is lost, comparing", item=item, reason=error.message)
@@ -138,17 +143,6 @@ class SourceCommands:
             held=None,
             paused=False,
         )
-
-    def _adopt(self, record: ItemRecord, checkpoint: str) -> None:
-        try:
-            self.replicators.adopt_checkpoint(record, checkpoint)
-        except TrackingLostError:
-            raise
-        except SecondSiteError:
-            if self._runs(record.vm):
-                raise
-            # Its QEMU died over it: the machine is taken as it is now, off.
-            self.replicators.adopt_checkpoint(record, checkpoint)
 
     def policy(self, command: Command, progress: Progress) -> Mapping[str, Any]:
         """Take a changed policy; the next cycle follows it."""
@@ -263,12 +257,26 @@ class SourceCommands:
             return {}
         require_role(record, Role.SOURCE, Role.PREPARING, Role.PREPARED)
         self.replicators.stop(item)
-        self.replicators.forget_checkpoints(record)
+        self._also_if_qemu_dies(record.vm, lambda: self.replicators.forget_checkpoints(record))
         if record.role is not Role.SOURCE:
             self.fabric.unlock_power(record.vm)
         give_back_autostart(self.fabric, self.items.get(item))
         self.items.remove(item)
         return {}
+
+    def _also_if_qemu_dies(self, vm: str, act: Callable[[], None]) -> None:
+        """Do it, and once more if the machine's QEMU died over it: then the machine is taken as it is, off."""
+        try:
+            act()
+        except TrackingLostError:
+            raise
+        except SecondSiteError:
+            end = time.monotonic() + NOTICED_S
+            while self._runs(vm):
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(NOTICED_S / 20)
+            act()
 
     def _runs(self, vm: str) -> bool:
         return self.fabric.power(vm) is not PowerState.OFF
