@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from secondsite import durable
-from secondsite.errors import NoSpaceError, StaleEpochError, TimeoutExceededError, UnavailableError
-from secondsite.fabric.port import HypervisorError, PowerState
+from secondsite.errors import NoSpaceError, StaleEpochError, UnavailableError
+from secondsite.fabric.port import PowerState
 from secondsite.journal import Journal
 from secondsite.model.ids import Epoch, ItemId
 from secondsite.model.units import Buffer
@@ -169,58 +169,6 @@ def test_a_failover_that_was_cut_after_its_start_goes_on_with_that_machine(
     side.done("target.commit", 2)
 
 
-def test_a_replica_whose_qemu_dies_while_it_starts_is_started_once_more(side: TargetSide) -> None:
-    """The failover was given up and rolled back."""
-    side.fabric.fail("start", HypervisorError("qemu unexpectedly closed the monitor"))
-    assert "result" in side.submit(side.failover(2))
-    assert [vm.power for vm in side.machines] == [PowerState.RUNNING]
-
-
-def test_a_replica_whose_view_dies_while_it_starts_is_started_once_more(
-    side: TargetSide, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, deaths = side.fabric.start, iter([True])
-
-    def start(vm: str) -> None:
-        if next(deaths, False):
-            side.views.die(next(iter(side.views.running)))
-            raise TimeoutExceededError("it was started but does not run: it is paused")
-        real(vm)
-
-    monkeypatch.setattr(side.fabric, "start", start)
-    assert "result" in side.submit(side.failover(2))
-    assert [vm.power for vm in side.machines] == [PowerState.RUNNING]
-
-
-def test_a_view_that_dies_before_it_answers_is_started_once_more(
-    side: TargetSide, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, deaths = side.views.ensure, iter([True])
-
-    def ensure(*args: Any) -> Path:
-        if next(deaths, False):
-            raise UnavailableError("the view of point 3 ended at once: it said nothing")
-        return real(*args)
-
-    monkeypatch.setattr(side.views, "ensure", ensure)
-    assert "result" in side.submit(side.failover(2))
-    assert [vm.power for vm in side.machines] == [PowerState.RUNNING]
-
-
-def test_an_abandon_removes_the_image_that_a_kill_cut(side: TargetSide) -> None:
-    side.fail_over(2)
-    folder = side.folders.replicas(ITEM)
-    (folder / f"replica-e2-vdz.qcow2{durable.TEMPORARY_MARK}0a").write_bytes(b"cut")
-    side.done("target.abandon", 2, epoch=2)
-    assert not folder.exists()
-
-
-def test_a_replica_that_does_not_start_twice_fails_its_failover(side: TargetSide) -> None:
-    for _ in range(2):
-        side.fabric.fail("start", HypervisorError("no such machine type"))
-    assert side.submit(side.failover(2))["error"]["code"] == HypervisorError.code
-
-
 def test_a_commit_works_after_a_crash_between_standing_alone_and_giving_up_the_view(side: TargetSide) -> None:
     """The pin of the failover was left for ever, so neither commit nor disable could delete the journal."""
     side.fail_over(2)
@@ -299,36 +247,6 @@ def test_a_pull_that_ends_after_its_failover_was_abandoned_does_not_bring_it_bac
     monkeypatch.setattr(side.fabric, "make_standalone", abandoned_meanwhile)
     side.settle()
     assert (side.record.role, side.record.failover) == (Role.TARGET, None)
-
-
-def test_a_replica_that_crashed_can_be_started_again_though_its_disks_were_not_copied_yet(
-    side: TargetSide, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its images were copied into while it was off, and locked: QEMU could not be started for as long as that took."""
-    pulling, crashed, pulls = threading.Event(), threading.Event(), []
-    real = side.fabric.make_standalone
-
-    def pull(vm: str, *, progress: object, cancelled: Any) -> None:
-        pulls.append(side.fabric.power(vm))
-        pulling.set()
-        crashed.wait(WAIT_S)
-        real(vm, cancelled=cancelled)
-
-    monkeypatch.setattr(side.fabric, "make_standalone", pull)
-    side.submit(side.failover(2))
-    assert pulling.wait(WAIT_S)
-    (vm,) = side.machines
-    side.fabric.power_off(vm.uuid)
-    crashed.set()
-    side.settler.join(ITEM)
-    side.settler.start(ITEM)  # as upkeep does each second
-    side.settler.join(ITEM)
-    assert pulls == [PowerState.RUNNING]
-    assert not side.fabric.standalone(vm.uuid)
-
-    # Somebody who asks for the commit wants it copied.
-    side.done("target.commit", 2)
-    assert side.fabric.standalone(vm.uuid)
 
 
 def test_a_commit_lets_the_settling_thread_end_before_it_deletes_the_journal(

@@ -24,6 +24,7 @@ from secondsite.errors import (
     StaleEpochError,
 )
 from secondsite.fabric.port import (
+    CancelledError,
     DiskSource,
     Fabric,
     HypervisorError,
@@ -218,7 +219,14 @@ class Replicas:
                 path.unlink(missing_ok=True)
                 journal.digests_at(view, disk, path)
             durable.write_atomic(folder / "manifest.json", view.manifest.to_bytes())
-        self._fabric.make_standalone(failover.vm, progress=progress, cancelled=cancelled)
+        try:
+            self._fabric.make_standalone(failover.vm, progress=progress, cancelled=cancelled)
+        except SecondSiteError as error:
+            if isinstance(error, CancelledError) or self._views.alive(failover.socket):
+                raise
+            # Its view died. Whoever waits for this holds the upkeep up that would have it served again.
+            self.tend(item)
+            self._fabric.make_standalone(failover.vm, progress=progress, cancelled=cancelled)
         if self._items.get(item).failover != failover:
             return  # abandoned meanwhile: nothing to say of it any more
         self._items.change(item, failover=replace(failover, standalone=True))
