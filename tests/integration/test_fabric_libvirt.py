@@ -10,6 +10,7 @@ import subprocess
 import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from secondsite.fabric.port import (
     LIBVIRT_FORMAT,
     CancelledError,
     DiskSource,
+    HypervisorError,
     Labels,
     NbdBacking,
     PowerState,
@@ -487,6 +489,36 @@ def test_a_machine_that_stops_in_the_middle_is_finished_offline(
     assert bench.fabric.standalone(vm.uuid)
     view.kill()
     bench.fabric.start(vm.uuid)
+
+
+@pytest.mark.fault
+def test_a_pull_whose_view_died_keeps_the_backing_and_goes_on_when_the_view_is_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bench.folder / "point.raw"
+    content.write_bytes(os.urandom(64 * MIB))
+    view = bench.view(content)
+    vm = bench.replica(view)
+    (disk,) = vm.disks
+    assert disk.path is not None
+    bench.fabric.start(vm.uuid)
+    with monkeypatch.context() as patch:
+        pull_slowly(patch)
+        with pytest.raises(HypervisorError, match="before all was there") as failure:
+            bench.fabric.make_standalone(vm.uuid, progress=lambda _done, _total: view.kill())
+    assert failure.value.retry.value == "later"
+    assert image_info(disk.path).backing is not None
+    view.start()
+
+    def stands_alone() -> bool:
+        with suppress(HypervisorError):  # QEMU looks for the view again after seconds
+            bench.fabric.make_standalone(vm.uuid)
+        return bench.fabric.standalone(vm.uuid)
+
+    eventually(stands_alone)
+    bench.fabric.power_off(vm.uuid)
+    compare = ["qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", disk.path, content]
+    assert subprocess.run(compare, check=False).returncode == 0
 
 
 def test_what_is_cancelled_in_the_middle_is_begun_again(
