@@ -40,9 +40,10 @@ rm -f .coverage .coverage.*
 pytest=(python -m pytest --no-header --cov --cov-report= --durations=15 --durations-min=2 -p no:cacheprovider)
 tier "unit, property, contract" "${pytest[@]}" -n 2 tests/unit tests/property tests/contract
 if [ "$fast_only" = no ]; then
-  tier "integration, fault" "${pytest[@]}" --cov-append -n 2 tests/integration tests/fault
-  # Stories mostly wait; by file, since those of one file share a lab.
-  tier "acceptance" "${pytest[@]}" --cov-append -n 2 --dist loadfile tests/acceptance
+  # These mostly wait for guests, so a third runs beside two.
+  tier "integration, fault" "${pytest[@]}" --cov-append -n 3 tests/integration tests/fault
+  # By file, since the stories of one file share a lab.
+  tier "acceptance" "${pytest[@]}" --cov-append -n 3 --dist loadfile tests/acceptance
   tier "coverage" python -m coverage report --fail-under=80
 fi
 echo; echo "== every tier passed"
