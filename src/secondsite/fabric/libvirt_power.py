@@ -28,6 +28,8 @@ _OBSERVE_S: Final = 30.0
 """How long a change that libvirt has accepted may take to show."""
 _ASK_AGAIN_S: Final = 10.0
 """A guest that still boots drops a power button; so it is pressed again."""
+_NOTICED_S: Final = 3.0
+"""So long libvirt may need to tell that a machine is off whose QEMU has ended."""
 _RESUME_ATTEMPTS: Final = 3
 _RESUME_STEADY_S: Final = 0.5
 """After a view came back the first resume may pause again at once (measured); then the next one holds."""
@@ -96,7 +98,12 @@ class Power:
                 left = end - self._waiting.monotonic()
                 if left <= 0:
                     return False
-                _press_button(domain)
+                try:
+                    _press_button(domain)
+                except libvirt.libvirtError:
+                    # Its QEMU may have died under the finger, which libvirt tells a moment later.
+                    if not self._waiting.until(lambda: _is_off(domain), min(left, _NOTICED_S), cancelled):
+                        raise
                 self._waiting.until(lambda: _is_off(domain), min(left, _ASK_AGAIN_S), cancelled)
             return True
 
