@@ -113,3 +113,32 @@ def test_a_commit_has_a_view_that_died_served_again(side: TargetSide) -> None:
     side.views.die(next(iter(side.views.running)))
     side.done("target.commit", 2)
     assert side.fabric.standalone(side.machines[0].uuid)
+
+
+def test_a_commit_outlives_that_each_disk_fails_once_after_its_view_came_back(
+    side: TargetSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit failed, and failed again when it was asked for again: once for each disk."""
+    side.fail_over(2)
+    real, left = side.fabric.make_standalone, iter(["vda", "vdb", "vdc"])
+
+    def make(vm: str, **options: Any) -> None:
+        if (disk := next(left, None)) is not None:
+            raise HypervisorError(f"copying into {disk} ended before all was there: Input/output error")
+        real(vm, **options)
+
+    monkeypatch.setattr(side.fabric, "make_standalone", make)
+    side.done("target.commit", 2)
+    assert side.fabric.standalone(side.machines[0].uuid)
+
+
+def test_a_commit_of_a_disk_that_cannot_be_copied_fails(
+    side: TargetSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side.fail_over(2)
+
+    def make(vm: str, **options: Any) -> None:
+        raise HypervisorError("copying ended before all was there: Input/output error")
+
+    monkeypatch.setattr(side.fabric, "make_standalone", make)
+    assert side.refused("target.commit", 2) == HypervisorError.code

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Final
 
 import structlog
 
-from secondsite.errors import ConflictError, SecondSiteError
+from secondsite.errors import ConflictError, Retry, SecondSiteError
 from secondsite.fabric.port import CancelledError
 from secondsite.model.ids import ItemId
 from secondsite.node.records import ItemStore
 from secondsite.node.target.replicas import Replicas
+
+TRIES: Final = 8
+"""While somebody waits. After a view came back, QEMU fails the first request to each of its disks (measured), and each failed
+try is followed by one that goes on where it was."""
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +63,7 @@ class Settler:
             self._awaited.discard(item)
 
     def _wait(self, item: ItemId, report: Callable[[int, int], None], poll_s: float) -> None:
+        tries = 0
         while True:
             record = self._items.get(item)
             if record.failover is None or record.failover.standalone:
@@ -73,7 +79,11 @@ class Settler:
                 thread.join(poll_s)
                 report(*self._progress.get(item, (0, 0)))
                 if not thread.is_alive() and item in self._errors:
-                    raise self._errors.pop(item)
+                    tries += 1
+                    error = self._errors.pop(item)
+                    if error.retry is Retry.NEVER or tries >= TRIES:
+                        raise error
+                    self._stop.wait(poll_s)
             if self._stop.is_set() and (thread is None or not thread.is_alive()):
                 # Nobody settles it any more. No conflict: that would be an outcome, and the order runs again.
                 raise CancelledError("the node is stopping", hint="it goes on when the node runs again")
