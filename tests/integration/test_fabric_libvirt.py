@@ -278,7 +278,7 @@ def test_a_machine_that_is_too_busy_to_tell_its_disks_size_is_measured_by_its_im
 ) -> None:
     name = bench.tiny()
     bench.fabric.start(name)
-    monkeypatch.setattr("secondsite.fabric.libvirt_inventory._all_sizes", lambda _connection: {})
+    monkeypatch.setattr("secondsite.fabric.libvirt_inventory._sizes_by_machine", lambda _stats: {})
     fresh = LibvirtFabric(bench.hypervisor.uri)
     try:
         found = next(vm for vm in fresh.inventory().vms if vm.name == name)

@@ -299,6 +299,52 @@ def test_a_pull_whose_view_died_keeps_the_backing_and_goes_on_when_the_view_is_b
     assert subprocess.run(compare, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("end", ["copied", "cancelled"])
+def test_a_machine_outlives_being_looked_at_while_its_copying_ends(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """QEMU 7.2 dies if its block nodes are listed between a job's end and its dismissal."""
+    vm = bench.replica(bench.view())
+    bench.fabric.start(vm.uuid)
+    domain = bench.domain(vm.name)
+    real, listed = LiveCopy._call, []
+
+    def call(self: LiveCopy, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        answer = real(self, command, arguments)
+        if command == "job-cancel":
+            listed.append(len(monitor(domain, "query-named-block-nodes")))
+        return answer
+
+    monkeypatch.setattr(LiveCopy, "_call", call)
+    stop = threading.Event()
+    looks: list[PowerState] = []
+
+    def look() -> None:
+        while not stop.is_set():
+            looks.append(bench.fabric.find(vm.uuid).power)
+            bench.fabric.inventory()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        if end == "cancelled":
+            pull_slowly(monkeypatch)
+            seen: list[int] = []
+            with pytest.raises(CancelledError):
+                bench.fabric.make_standalone(
+                    vm.uuid, progress=lambda done, _total: seen.append(done), cancelled=lambda: bool(seen)
+                )
+        else:
+            bench.fabric.make_standalone(vm.uuid)
+            assert bench.fabric.standalone(vm.uuid)
+    finally:
+        stop.set()
+        thread.join(60)
+    assert listed
+    assert set(looks) == {PowerState.RUNNING}
+    assert bench.fabric.power(vm.uuid) is PowerState.RUNNING
+
+
 def test_what_is_cancelled_in_the_middle_is_begun_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

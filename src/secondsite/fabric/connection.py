@@ -27,6 +27,7 @@ from secondsite.errors import (
     UnsupportedError,
 )
 from secondsite.fabric.port import HypervisorError
+from secondsite.fabric.unlisted import Unlisted
 from secondsite.libvirt_connection import KEEPALIVE, Keepalive, connect
 
 KEEPALIVE_INTERVAL_S: Final = KEEPALIVE.interval_s
@@ -89,6 +90,7 @@ class Connection:
         keepalive_count: int = KEEPALIVE_COUNT,
     ) -> None:
         self.uri = uri
+        self.unlisted = Unlisted()
         self._keepalive = Keepalive(keepalive_interval_s, keepalive_count)
         self._lock = threading.Lock()
         self._open: Any = None

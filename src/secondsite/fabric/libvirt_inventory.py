@@ -85,7 +85,7 @@ class InventoryReader:
         """See `Fabric.inventory`."""
         with self._connection.use("list machines") as connection:
             domains = connection.listAllDomains()
-            sizes = _all_sizes(connection)
+            sizes = self._sizes(connection, domains)
             vms = [vm for domain in domains if (vm := self._machine(domain, sizes)) is not None]
             networks = [network_info(network) for network in connection.listAllNetworks()]
             host = _host(connection)
@@ -101,13 +101,21 @@ class InventoryReader:
     def find(self, vm: str) -> VmInfo:
         """See `Fabric.find`."""
         with self._connection.domain(vm, "look at") as domain:
-            stats = domain.connect().domainListGetStats(
-                [domain], libvirt.VIR_DOMAIN_STATS_BLOCK, libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
-            )
-            found = self._machine(domain, _sizes_by_machine(stats))
+            found = self._machine(domain, self._sizes(domain.connect(), [domain]))
         if found is None:
             raise NotFoundError(f"no machine {vm!r}", hint="it was removed just now", vm=vm)
         return found
+
+    def _sizes(self, connection: Any, domains: list[Any]) -> dict[str, dict[str, int]]:
+        with self._connection.unlisted.listing() as unlisted:
+            listed = [domain for domain in domains if domain.UUIDString() not in unlisted]
+            if not listed:
+                return {}  # libvirt would take no machine for all of them
+            return _sizes_by_machine(
+                connection.domainListGetStats(
+                    listed, libvirt.VIR_DOMAIN_STATS_BLOCK, libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+                )
+            )
 
     def _machine(self, domain: Any, sizes: Mapping[str, Sizes]) -> VmInfo | None:
         """Return one machine, None if it is gone meanwhile; what cannot be read becomes a problem of it."""
@@ -206,14 +214,6 @@ def _disk(vm: VmInfo, disk: DiskInfo) -> DiskInfo:
         "mount its storage, or remove the disk from the machine",
     )
     return replace(disk, problems=(*disk.problems, problem))
-
-
-def _all_sizes(connection: Any) -> dict[str, dict[str, int]]:
-    return _sizes_by_machine(
-        connection.getAllDomainStats(
-            libvirt.VIR_DOMAIN_STATS_BLOCK, libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
-        )
-    )
 
 
 def _sizes_by_machine(stats: list[tuple[Any, dict[str, Any]]]) -> dict[str, dict[str, int]]:

@@ -23,6 +23,10 @@ from secondsite.fabric.port import Cancelled, CancelledError, HypervisorError, P
 
 _END_S: Final = 60.0
 """How long a job may take to end once it was told to: it waits for the request that it has out at the view."""
+_GOING_S: Final = 5.0
+"""How long a QEMU that ends may take after it has ended its jobs."""
+_NO_SPACE: Final = "no space left on device"
+_TROUBLES: Final = {"nospace": _NO_SPACE, "failed": "a read or a write failed"}
 
 
 class LiveCopy:
@@ -38,30 +42,41 @@ class LiveCopy:
     def run(self, progress: Progress, cancelled: Cancelled) -> None:
         """Copy until all is there; a job that runs already is taken over. Nothing is flushed yet afterwards."""
         job = self._look()
-        if job is None or job["status"] in {"aborting", "concluded"}:
+        if job is None or job["status"] == "aborting" or self._trouble():
             self._end()
             self._call("block-stream", self._start())
+        reason = "somebody ended the job"
         while (job := self._look()) is not None:
             progress(job["current-progress"], job["total-progress"])
             if job["status"] == "pending":  # it would drop the backing now
                 self._end()
                 return
-            if job["status"] == "concluded":
+            if trouble := self._trouble():
+                reason = trouble
                 break
             if cancelled():
                 self._end()
                 raise CancelledError(f"making {self._what} stand alone was cancelled", disk=self._disk)
             self._waiting.pause(self._waiting.poll_s)
+        if job is None and self._waiting.until(lambda: not self._domain.isActive(), _GOING_S):
+            return  # QEMU ends its jobs, and then itself: the caller sees a machine that is off
         self._end()
-        raise _failure(f"copying into {self._what} ended", job)
+        raise _failure(f"copying into {self._what} ended", reason)
 
     @property
     def _what(self) -> str:
         return f"{self._disk} of {self._domain.name()}"
 
     def _start(self) -> dict[str, Any]:
-        # Not finalized by itself: it stops when all is copied. Not dismissed by itself: its error can be read.
-        return {"job-id": self._id, "device": self._node, "auto-finalize": False, "auto-dismiss": False}
+        # Not finalized by itself: it stops when all is copied. Not ended by an error, so that the error can be read: a job
+        # that has ended must be dismissed at once, see fabric/unlisted.py.
+        return {"job-id": self._id, "device": self._node, "auto-finalize": False, "on-error": "stop"}
+
+    def _trouble(self) -> str:
+        """Return what the job stopped for, if it did."""
+        jobs = self._call("query-block-jobs")
+        status = next((job["io-status"] for job in jobs if job["device"] == self._id), "ok")
+        return _TROUBLES.get(status, "")
 
     def _look(self) -> dict[str, Any] | None:
         jobs = self._call("query-jobs")
@@ -77,12 +92,9 @@ class LiveCopy:
             raise TimeoutExceededError(
                 f"copying into {self._what} does not end", hint="is the view that it reads served?"
             )
-        if self._look() is not None:
-            self._call("job-dismiss", {"id": self._id})
 
     def _has_ended(self) -> bool:
-        job = self._look()
-        return job is None or job["status"] == "concluded"
+        return self._look() is None
 
     def _call(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         text = json.dumps({"execute": command, "arguments": arguments or {}})
@@ -103,9 +115,8 @@ def flush(domain: Any, name: str, node: str) -> None:
         raise HypervisorError(f"{name} of {domain.name()} was not flushed: {answer}", disk=name)
 
 
-def _failure(doing: str, job: dict[str, Any] | None) -> SecondSiteError:
-    reason = "somebody ended the job" if job is None else str(job.get("error", "it was cancelled"))
-    if "No space left on device" in reason:
+def _failure(doing: str, reason: str) -> SecondSiteError:
+    if reason == _NO_SPACE:
         return NoSpaceError(f"{doing}: {reason}", hint="free space beside the machine's images")
     return HypervisorError(
         f"{doing} before all was there: {reason}",

@@ -108,8 +108,9 @@ class Standalone:
                 return  # taken out of the machine just now, or somebody's pull was faster
             LiveCopy(domain, name, _node(disk), self._waiting).run(progress, cancelled)
             _write_down(domain, name, disk)
-            domain.blockPull(name)
-            self._watch(domain, name, progress, cancelled)
+            with self._connection.unlisted.machine(domain.UUIDString()):
+                domain.blockPull(name)
+                self._watch(domain, name, progress, cancelled)
         except libvirt.libvirtError:
             # It was shut down meanwhile: the next round does the rest offline.
             if domain.isActive():
