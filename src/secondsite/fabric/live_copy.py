@@ -23,8 +23,8 @@ from secondsite.fabric.port import Cancelled, CancelledError, HypervisorError, P
 
 _END_S: Final = 60.0
 """How long a job may take to end once it was told to: it waits for the request that it has out at the view."""
-_GOING_S: Final = 5.0
-"""How long a QEMU that ends may take after it has ended its jobs."""
+GOING_S: Final = 5.0
+"""How long a QEMU that ends may take after it has ended its jobs or its monitor."""
 _NO_SPACE: Final = "no space left on device"
 _TROUBLES: Final = {"nospace": _NO_SPACE, "failed": "a read or a write failed"}
 
@@ -58,7 +58,7 @@ class LiveCopy:
                 self._end()
                 raise CancelledError(f"making {self._what} stand alone was cancelled", disk=self._disk)
             self._waiting.pause(self._waiting.poll_s)
-        if job is None and self._waiting.until(lambda: not self._domain.isActive(), _GOING_S):
+        if job is None and self._waiting.until(lambda: not self._domain.isActive(), GOING_S):
             return  # QEMU ends its jobs, and then itself: the caller sees a machine that is off
         self._end()
         raise _failure(f"copying into {self._what} ended", reason)

@@ -28,7 +28,7 @@ from secondsite.fabric.kept_xml import displaced_by, standalone_xml
 from secondsite.fabric.libvirt_inventory import inactive_xml, power_state, secure_xml
 from secondsite.fabric.libvirt_power import Waiting
 from secondsite.fabric.libvirt_replica import backed_images
-from secondsite.fabric.live_copy import LiveCopy, flush
+from secondsite.fabric.live_copy import GOING_S, LiveCopy, flush
 from secondsite.fabric.port import Cancelled, CancelledError, HypervisorError, Progress
 
 _SETTLE_S: Final = 10.0
@@ -92,7 +92,7 @@ class Standalone:
             for name, disk in _disks(root).items():
                 _write_down(domain if running else None, name, disk)
         except libvirt.libvirtError:
-            if domain.isActive():
+            if not self._goes(domain):
                 raise
             return False
         return running is (power_state(domain)[0] is not PowerState.OFF)
@@ -113,8 +113,12 @@ class Standalone:
                 self._watch(domain, name, progress, cancelled)
         except libvirt.libvirtError:
             # It was shut down meanwhile: the next round does the rest offline.
-            if domain.isActive():
+            if not self._goes(domain):
                 raise
+
+    def _goes(self, domain: Any) -> bool:
+        """Whether a machine is off, or soon is: libvirt shows it as running for a moment after its QEMU has gone."""
+        return self._waiting.until(lambda: not domain.isActive(), GOING_S)
 
     def _watch(self, domain: Any, name: str, progress: Progress, cancelled: Cancelled) -> None:
         while job := domain.blockJobInfo(name):
