@@ -715,12 +715,13 @@ def test_a_pause_and_a_resume_stand_until_the_source_has_answered(
 def test_a_resume_takes_the_place_of_a_pause_that_was_not_answered(world: World) -> None:
     three_points(world)
     world.away("host-ams")
-    world.answers["source.pause"] = absent
+    world.answers |= {"source.pause": absent, "source.resume": absent}
     world.succeed(Operation.PAUSE)
     assert standing(world) == [("source.pause", {})]
     world.succeed(Operation.RESUME)
     assert standing(world) == [("source.resume", {})]
     assert world.item().state is ItemState.PROTECTED
+    del world.answers["source.resume"]
     until(lambda: answered(world), "the order")
     look(world.ctx)
     assert standing(world) == []
