@@ -403,7 +403,7 @@ def test_bitmaps_that_were_there_before_the_first_boot_are_adopted(site: Site, r
 # -- a libvirtd that hangs -----------------------------------------------------------------------------------
 
 _IMPATIENT = Keepalive(interval_s=1, count=1)
-_NOTICED_S = 10.0
+_NOTICED_S = 60.0
 """Far above what keep-alive needs, far below for ever."""
 
 
