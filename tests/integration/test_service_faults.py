@@ -173,7 +173,8 @@ def test_a_service_whose_database_goes_away_ends_and_goes_on_after_the_next_star
             server.start()
             sites.b.let_go("target.failover")
             sites.service.start()
-            assert sites.job(job)["state"] == "Succeeded"
+            done = sites.job(job)
+            assert done["state"] == "Succeeded", (done["error"], sites.service.log()[-3000:])
             assert all(count == 1 for each in sites.nodes for count in each.ran.values())
     finally:
         server.close()
