@@ -104,11 +104,14 @@ Answer = dict[str, Any] | SecondSiteError | None
 class World:
     """Two sites, a node each, the machine web-1 at the first; `answers` may replace what a kind of command gets."""
 
-    def __init__(self, folder: Path, store: bytes | None = None) -> None:
+    def __init__(self, folder: Path, store: bytes | None = None, *, url: str | None = None) -> None:
         self.file = folder / "store.sqlite"
-        self.file.write_bytes(store or template())
         self.clock = Clock()
-        self.store = Store(f"sqlite:///{self.file}")
+        if url is None:
+            self.file.write_bytes(store or template())
+            self.store = Store(f"sqlite:///{self.file}")
+        else:
+            self.store = Store.open(url)
         self.started: list[JobId] = []
         self.ctx = Context(self.store, authority(), self.started.append, self.clock)
         self.answers: dict[str, Callable[[Command], Answer]] = {}

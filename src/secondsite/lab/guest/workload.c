@@ -14,12 +14,12 @@
  * checksum of its own content, so that a half-written one is found, whatever e2fsck says.
  *
  * What it prints: SS-BOOT n=<last record found> ; SS-FIRST n=<first of this boot> ; SS-AT n=<n> first=<first> each
- * second ; SS-LAST n=<n> when the power button was pressed ; SS-CHECK ok|bad n=<n> bad=<slots> with ss.check=1, which
- * writes nothing ; SS-ERROR <what> when something fails.
+ * second ; SS-LAST n=<n> when the power button was pressed ; SS-CHECK ok|bad n=<n> bad=<slots> each second with
+ * ss.check=1, which writes nothing ; SS-ERROR <what> when something fails.
  *
  * Causes and effects. With ss.say=1 it prints SS-DID n=<n> once record n is stable. With ss.follow=1 it writes record n only after a
  * line on its console has named n or a higher number. So if one guest follows what another one said, its last record is never
- * higher than the other's, in any copy of both that is one moment. It says SS-FOLLOW when it begins to listen.
+ * higher than the other's, in any copy of both that is one moment. It says SS-FOLLOW each second until it is told.
  *
  * From the kernel's command line: ss.rate=<records a second> ss.churn=<files a second> ss.check=<0|1> ss.say=<0|1> ss.follow=<0|1>.
  */
@@ -179,12 +179,6 @@ static void visit_to_check(const uint64_t *record, uint64_t number, uint64_t slo
     bad += !holds(record, expected[number][slot], number, slot);
 }
 
-static void check(uint64_t *buffer) {
-    for (uint64_t i = 0; i < disk_count; i++) expected[i] = calloc(disks[i].slots, sizeof(uint64_t));
-    for (uint64_t n = 1; n <= last; n++) expected[n % disk_count][slot_of(n, &disks[n % disk_count])] = n;
-    if (for_each_slot(buffer, visit_to_check)) printf("SS-CHECK %s n=%lu bad=%lu\n", bad ? "bad" : "ok", last, bad);
-}
-
 static void find_buttons(void) {
     for (int i = 0; i < BUTTONS_MAX; i++) {
         char path[32];
@@ -219,6 +213,15 @@ static int pressed_before(uint64_t deadline) {
                 if (event.type == EV_KEY && event.code == KEY_POWER && event.value == 1) return 1;
         }
     }
+}
+
+/* Judges the disks, and says so each second: a line may stay in the serial port until the next one is written. */
+static void check(uint64_t *buffer) {
+    for (uint64_t i = 0; i < disk_count; i++) expected[i] = calloc(disks[i].slots, sizeof(uint64_t));
+    for (uint64_t n = 1; n <= last; n++) expected[n % disk_count][slot_of(n, &disks[n % disk_count])] = n;
+    if (!for_each_slot(buffer, visit_to_check)) return;
+    do printf("SS-CHECK %s n=%lu bad=%lu\n", bad ? "bad" : "ok", last, bad);
+    while (!pressed_before(now(CLOCK_MONOTONIC) + SECOND));
 }
 
 static void churn_once(const char *folder, uint64_t c) {
@@ -285,13 +288,17 @@ static void listen_on_console(void) {
         terminal.c_lflag &= ~(tcflag_t)ECHO;
         tcsetattr(STDIN_FILENO, TCSANOW, &terminal);
     }
-    printf("SS-FOLLOW\n");
 }
 
 /* Wait until record n may be written; 0 if the power button was pressed before. */
 static int told_of(uint64_t n) {
-    static uint64_t told, number;
+    static uint64_t told, number, spoken;
     while (told < n) {
+        uint64_t t = now(CLOCK_MONOTONIC);
+        if (told == 0 && t - spoken >= SECOND) {
+            printf("SS-FOLLOW\n");
+            spoken = t;
+        }
         struct pollfd console = {.fd = STDIN_FILENO, .events = POLLIN};
         char text[256];
         if (pressed_before(now(CLOCK_MONOTONIC))) return 0;
@@ -349,7 +356,6 @@ int main(void) {
     expect_stop();
     if (setting("check", 0)) {
         check(buffer);
-        while (!pressed_before(now(CLOCK_MONOTONIC) + 3600 * SECOND)) continue;
         return 0;
     }
     mount_all();

@@ -32,8 +32,10 @@ def put(
 ) -> None:
     """Put the order, unless it is there. `with_key` adds the item's digest key."""
     with run.ctx.store.transaction() as tx:
+        # Locked, since the monitor gives orders of the item, too, and each is put once.
+        locked = items.get(tx, item, lock=True)
         if with_key:
-            args = {**args, "digest_key": items.get(tx, item).digest_key.hex()}
+            args = {**args, "digest_key": locked.digest_key.hex()}
         commands.put(
             tx,
             {

@@ -248,9 +248,10 @@ class Run:
         def once() -> None:
             key = f"{self.job_id}:{name}"
             with self.ctx.store.transaction() as tx:
+                # The lock comes first: what looks after standing orders writes the same events, under the same lock.
+                item = items.get(tx, self._item_id(tx), lock=True)
                 if events.written(tx, key):
                     return
-                item = items.get(tx, self._item_id(tx), lock=True)
                 values = action(tx, item)
                 items.move(
                     tx, item.id, self._event(item, name, message, once=key, severity=severity), **values
