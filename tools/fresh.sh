@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
 # Proves that a clone and one command are enough on a Debian 12 that nobody has touched.
 #
-#   tools/fresh.sh [--user] [--no-tun] FOLDER COMMAND...      for example: tools/fresh.sh /var/tmp/fresh make demo
+#   tools/fresh.sh [--user] [--no-tun] [--no-loop] FOLDER COMMAND...      for example: tools/fresh.sh /var/tmp/fresh make demo
 #
 # Makes a minimal system below FOLDER (kept as FOLDER/base for the next time), with only make, git, ca-certificates and,
 # with --user, sudo in it; clones the last commit of this checkout into it; and runs the command there, in namespaces of
 # its own for mounts and processes: nothing is left mounted or running. The first process inside is no init, there is
-# neither /dev/kvm nor systemd, and with --no-tun no tap device: as in many a container.
+# neither /dev/kvm nor systemd, with --no-tun no tap device, and with --no-loop no loop devices: as in many a container.
 # Needs root, debootstrap and a package mirror; apt's sources, pip's settings and authorities are taken from this machine.
 set -euo pipefail
-user=root tun=yes
+user=root tun=yes loop=yes
 while [[ "${1:-}" == --* ]]; do
   case "$1" in
     --user) user=somebody ;;
     --no-tun) tun=no ;;
+    --no-loop) loop=no ;;
     *) sed -n '4,4p' "$0" >&2; exit 2 ;;
   esac
   shift
@@ -28,7 +29,7 @@ mkdir -p "$folder"
 inside() {  # ROOT USER COMMAND: run it in the system below ROOT
   unshare --mount --pid --fork --ipc --uts --kill-child bash -c '
     set -e
-    root=$1 user=$2 command=$3 tun=$4
+    root=$1 user=$2 command=$3 tun=$4 loop=$5
     mount --make-rprivate /
     mount --bind "$root" "$root"
     mount -t proc proc "$root/proc"
@@ -36,6 +37,10 @@ inside() {  # ROOT USER COMMAND: run it in the system below ROOT
     mount -t tmpfs tmpfs "$root/dev"
     for name in null zero full random urandom tty; do touch "$root/dev/$name"; mount --bind "/dev/$name" "$root/dev/$name"; done
     if [ "$tun" = yes ]; then mkdir "$root/dev/net"; mknod -m 666 "$root/dev/net/tun" c 10 200; fi
+    if [ "$loop" = yes ]; then
+      mknod -m 600 "$root/dev/loop-control" c 10 237
+      for number in $(seq 0 31); do mknod -m 600 "$root/dev/loop$number" b 7 "$number"; done
+    fi
     mkdir "$root/dev/pts" "$root/dev/shm"
     mount -t devpts -o newinstance,ptmxmode=0666,mode=620,gid=5 devpts "$root/dev/pts"
     ln -s pts/ptmx "$root/dev/ptmx"; ln -s /proc/self/fd "$root/dev/fd"
@@ -43,7 +48,7 @@ inside() {  # ROOT USER COMMAND: run it in the system below ROOT
     mount -t tmpfs -o mode=755 tmpfs "$root/run"; mkdir -m 1777 "$root/run/lock"
     exec chroot "$root" env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb \
       su "$user" -s /bin/bash -c "cd; $command"
-  ' fresh "$1" "$2" "$3" "$tun"
+  ' fresh "$1" "$2" "$3" "$tun" "$loop"
 }
 
 if [ ! -e "$base/.complete" ]; then
