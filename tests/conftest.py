@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,22 @@ def _nothing_left_running() -> Iterator[None]:
     yield
     if found := leftovers.end_and_describe():
         pytest.fail("tests left processes of theirs behind (ended now):\n" + "\n".join(found), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _untraced(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Gather no coverage in what does the same again for each step: its steps are covered once, by other tests."""
+    if request.node.get_closest_marker("every_step") is None:
+        yield
+        return
+    here, threads = sys.gettrace(), threading.gettrace()
+    sys.settrace(None)
+    threading.settrace(None)  # type: ignore[arg-type]  # the signature knows no None
+    try:
+        yield
+    finally:
+        threading.settrace(threads)  # type: ignore[arg-type]
+        sys.settrace(here)
 
 
 @pytest.fixture

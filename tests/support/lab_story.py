@@ -260,7 +260,7 @@ class LabStory:
         *,
         count: int = 2,
         size: int = 96 * MIB,
-        rate: int = 200,
+        rate: int = 60,
         record_area: int = 4 * MIB,
         agent: bool = False,
         say: bool = False,

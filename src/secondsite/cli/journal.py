@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -36,10 +36,11 @@ from secondsite.errors import (
     SecondSiteError,
     UnavailableError,
 )
-from secondsite.journal import Base, BaseSpec, Journal, OpenBase, PointInfo, open_raw_base, verify_folder
-from secondsite.journal.extract import extract_all, extract_disk
 from secondsite.model.ids import Sequence, parse_disk_key
 from secondsite.model.manifest import format_time
+
+if TYPE_CHECKING:  # what reads journals takes long to import, and every other command would wait for it
+    from secondsite.journal import Base, BaseSpec, Journal, OpenBase, PointInfo
 
 app = typer.Typer(no_args_is_help=True, help="Points in a journal, with nothing else running.")
 
@@ -110,6 +111,9 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Write the disks of a point to images, each byte compared with its digest. On damage nothing is left behind."""
+    from secondsite.journal import Journal
+    from secondsite.journal.extract import extract_all, extract_disk
+
     with reporting(as_json=as_json), _bases(folder, run_dir) as open_base:
         if sequence is not None and time is not None:
             raise InvalidInputError("choose a point by --sequence or by --time, not by both")
@@ -203,6 +207,8 @@ def _choose(journal: Journal, sequence: int | None, time: str | None) -> Sequenc
 
 
 def _list_points(folder: Path, *, as_json: bool) -> None:
+    from secondsite.journal import Journal
+
     journal = Journal.open(folder, writable=False)
     status = journal.status()
     rows = [_point_row(point) for point in journal.points()]
@@ -228,6 +234,8 @@ def _list_points(folder: Path, *, as_json: bool) -> None:
 
 
 def _list_items(folder: Path, *, as_json: bool) -> None:
+    from secondsite.journal import Journal
+
     rows = []
     for path in _journals(folder):
         try:
@@ -288,6 +296,8 @@ _FINDING_COLUMNS = [
 
 
 def _verify(path: Path, open_base: OpenBase, *, as_json: bool) -> dict[str, Any]:
+    from secondsite.journal import verify_folder
+
     with _bar(as_json=as_json) as bar:
         findings = [finding.to_dict() for finding in verify_folder(path, open_base, _track(bar, path.name))]
     return {"path": str(path), "findings": findings}
@@ -341,6 +351,8 @@ def _bases(folder: Path, run_dir: Path | None) -> Iterator[OpenBase]:
 
     def open_base(spec: BaseSpec, writable: bool) -> Base:
         if spec.kind == "raw":
+            from secondsite.journal import open_raw_base
+
             return open_raw_base(spec, writable)
         from secondsite.nbd.image import base_opener, is_served
 

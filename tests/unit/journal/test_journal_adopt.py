@@ -145,6 +145,7 @@ def test_a_delete_that_is_refused_leaves_the_journal_open_and_usable(tmp_path: P
     assert not side.images[VDA].exists()
 
 
+@pytest.mark.every_step
 @pytest.mark.fault
 @pytest.mark.parametrize("remove_images", [False, True])
 @pytest.mark.parametrize("finished_by", ["finish_deletes", "create"])

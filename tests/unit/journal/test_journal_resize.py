@@ -96,6 +96,7 @@ def test_a_damaged_end_is_not_grown_over(tmp_path: Path) -> None:
     assert journal.disks[VDB] == 22 << 10
 
 
+@pytest.mark.every_step
 @pytest.mark.fault
 @pytest.mark.parametrize("during", ["initial replication", "a later point"])
 def test_a_growth_that_is_cut_anywhere_is_finished(tmp_path: Path, during: str) -> None:

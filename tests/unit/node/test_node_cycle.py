@@ -203,6 +203,7 @@ CASES: dict[str, Callable[[World], None]] = {
 }
 
 
+@pytest.mark.every_step
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("restart", [False, True], ids=["goes on", "restarts and is written to"])
 def test_a_failure_at_any_call_harms_nothing(tmp_path: Path, name: str, restart: bool) -> None:

@@ -630,6 +630,7 @@ def test_a_write_between_two_tries_of_adopting_is_kept(
     old_side.check_diverged(old_side.adopt(old_side.side.done))
 
 
+@pytest.mark.every_step
 def test_adopting_changed_disks_ends_right_whatever_step_it_is_cut_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,6 +148,7 @@ def test_a_base_that_is_filled_anew_behind_the_sources_back_makes_no_wrong_point
     world.close()
 
 
+@pytest.mark.every_step
 @pytest.mark.parametrize("restarted", [True, False])
 def test_a_cut_at_any_call_ships_little_again_and_makes_no_wrong_point(
     short_path: Path, restarted: bool

@@ -282,6 +282,7 @@ def test_a_stop_in_the_middle_is_no_outcome_and_the_next_run_writes_only_what_is
     assert sum(taken) == data, "every block was written once"
 
 
+@pytest.mark.every_step
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("then", ["told again", "disabled"])
 def test_killed_at_any_step_it_goes_on_when_told_again_and_leaves_nothing_when_disabled(

@@ -665,6 +665,7 @@ CASES: list[tuple[Operation, Callable[[World], None], Callable[[World], None]]] 
 ]
 
 
+@pytest.mark.every_step
 @pytest.mark.parametrize(
     ("operation", "given", "script"),
     CASES,
