@@ -13,7 +13,6 @@ from alembic.config import Config
 from secondsite.errors import ConflictError
 from secondsite.service.store import database
 from secondsite.service.store.database import Store
-from support.private_postgres import PrivatePostgres
 
 ITEM = {
     "id": "i",
@@ -35,20 +34,9 @@ ITEM = {
 }
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PrivatePostgres]:
-    server = PrivatePostgres()
-    yield server
-    server.close()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
     """A database with the first schema and an item in it."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'store.sqlite'}"
-    else:
-        url = request.getfixturevalue("postgres").new_database()
     found = Store(url)
     upgrade(found, "0001")
     with found.transaction() as tx:

@@ -21,13 +21,6 @@ from support.private_postgres import PrivatePostgres
 from support.service_world import JournaledSteps, World
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PrivatePostgres]:
-    server = PrivatePostgres()
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def world(postgres: PrivatePostgres, tmp_path: Path) -> Iterator[World]:
     found = World(tmp_path, url=postgres.new_database())

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -20,28 +18,6 @@ from support.private_postgres import PrivatePostgres
 
 NOW = datetime.now(UTC)  # the triggers go by the database's own clock
 AGES = timedelta(days=500)
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PrivatePostgres]:
-    server = PrivatePostgres()
-    yield server
-    server.close()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'store.sqlite'}"
-    server: PrivatePostgres = request.getfixturevalue("postgres")
-    return server.new_database()
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    found = Store.open(url)
-    yield found
-    found.close()
 
 
 def test_the_lines_of_an_older_version_are_chained_as_they_are(url: str) -> None:

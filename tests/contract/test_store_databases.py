@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,28 +34,6 @@ from secondsite.service.vocabulary import CommandState, JobState, Side
 from support.private_postgres import PrivatePostgres
 
 NOW = datetime(2026, 11, 23, 5, 0, 0, 123456, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PrivatePostgres]:
-    server = PrivatePostgres()
-    yield server
-    server.close()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'store.sqlite'}"
-    server: PrivatePostgres = request.getfixturevalue("postgres")
-    return server.new_database()
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    found = Store.open(url)
-    yield found
-    found.close()
 
 
 @pytest.fixture

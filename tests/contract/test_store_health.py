@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -20,26 +19,13 @@ from secondsite.service.store.records import Point, Site
 from secondsite.service.store.samples import Meter, Sample
 from secondsite.service.store.tables import UtcTime, cloud_mappings, clouds, items, nodes, policies
 from secondsite.service.vocabulary import Severity
-from support.private_postgres import PrivatePostgres
 
 NOW = datetime(2026, 11, 23, 5, 30, tzinfo=UTC)
 ITEM = ItemId("i")
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PrivatePostgres]:
-    server = PrivatePostgres()
-    yield server
-    server.close()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'store.sqlite'}"
-    else:
-        server: PrivatePostgres = request.getfixturevalue("postgres")
-        url = server.new_database()
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
     found = Store.open(url)
     with found.transaction() as tx:
         vaults.create_site(tx, Site(SiteId("s"), "s", NOW))

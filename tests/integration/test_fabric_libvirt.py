@@ -30,22 +30,6 @@ from support.guests import running_guest
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-def bench(hypervisor: Hypervisor, short_path: Path) -> Iterator[Bench]:
-    bench = Bench(hypervisor, short_path)
-    yield bench
-    bench.close()
-
-
-@pytest.fixture
-def lone_bench(short_path: Path) -> Iterator[Bench]:
-    """A bench on a hypervisor of its own, whose daemon may be stopped and killed."""
-    with Hypervisor(short_path / "h", "h") as hypervisor:
-        bench = Bench(hypervisor, short_path)
-        yield bench
-        bench.close()
-
-
 # -- the lock ------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from secondsite.fabric.images import image_info
 from secondsite.fabric.live_copy import LiveCopy
 from secondsite.fabric.port import CancelledError, HypervisorError, PowerState, VmInfo
 from secondsite.fabric.standalone import Standalone
-from secondsite.lab.hypervisor import Hypervisor
 from support.fabric_bench import MIB, Bench, eventually
 
 pytestmark = pytest.mark.integration
@@ -30,22 +29,6 @@ pytestmark = pytest.mark.integration
 
 class Killed(BaseException):
     """Stands for the end of this process."""
-
-
-@pytest.fixture
-def bench(hypervisor: Hypervisor, short_path: Path) -> Iterator[Bench]:
-    bench = Bench(hypervisor, short_path)
-    yield bench
-    bench.close()
-
-
-@pytest.fixture
-def lone_bench(short_path: Path) -> Iterator[Bench]:
-    """A bench on a hypervisor of its own, whose daemon may be stopped and killed."""
-    with Hypervisor(short_path / "h", "h") as hypervisor:
-        bench = Bench(hypervisor, short_path)
-        yield bench
-        bench.close()
 
 
 def dirty_bytes(image: Path, bitmap: str, folder: Path) -> int:
