@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from secondsite.service.health.vocabulary import Level, Subject
 from secondsite.service.store import rows
 from secondsite.service.store.database import Transaction
-from secondsite.service.store.tables import alert_receivers, health_errors, points
+from secondsite.service.store.health_tables import alert_receivers, health_errors
+from secondsite.service.store.tables import points
 
 Key = tuple[Subject, str, str]
 """Subject, its id, the rule's code."""

@@ -9,7 +9,8 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from secondsite.service.store.database import Transaction
-from secondsite.service.store.tables import commands, health_errors, jobs
+from secondsite.service.store.health_tables import health_errors
+from secondsite.service.store.tables import commands, jobs
 
 
 @dataclass(frozen=True, slots=True)

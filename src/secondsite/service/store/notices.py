@@ -16,8 +16,9 @@ import sqlalchemy as sa
 from secondsite.service.health.vocabulary import NoticeState
 from secondsite.service.store import rows
 from secondsite.service.store.database import Transaction
+from secondsite.service.store.health_tables import alert_receivers, alert_settings, notices
 from secondsite.service.store.records import Event
-from secondsite.service.store.tables import alert_receivers, alert_settings, events, notices
+from secondsite.service.store.tables import events
 
 REACH: Final = 200
 """How many ids a filling looks back behind the last one."""

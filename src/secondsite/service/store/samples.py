@@ -13,7 +13,7 @@ from secondsite.model.ids import ItemId
 from secondsite.service.health.vocabulary import Step
 from secondsite.service.store import rows
 from secondsite.service.store.database import Transaction
-from secondsite.service.store.tables import meters, samples
+from secondsite.service.store.health_tables import meters, samples
 
 KEPT: Final[Mapping[Step, timedelta]] = {Step.MINUTE: timedelta(hours=25), Step.HOUR: timedelta(days=30)}
 """An hour more than a day, so that the oldest hour is summed up before its minutes go."""
