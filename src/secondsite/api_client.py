@@ -3,7 +3,7 @@
 Raises RemoteError with the service's own code and hint; UnavailableError when it does not answer.
 
 The service may be at several addresses (a standby takes over at its own). A call goes to the one that answered last; what reads is
-asked for at the next address if that one fails, what changes only if it surely was not sent.
+asked for at the next address if that one fails (and once more at the same one if it hung up), what changes only if it surely was not sent.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import httpx
 from secondsite.errors import InvalidInputError, RemoteError, UnauthenticatedError, UnavailableError
 
 TIMEOUT_S: Final = 60.0
+KEEPALIVE_S: Final = 2.0
+"""How long an unused connection is kept: less than the service keeps it (5 s), or both could decide at the same moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class ApiClient:
             timeout=TIMEOUT_S,
             trust_env=False,
             transport=transport,
+            limits=httpx.Limits(keepalive_expiry=KEEPALIVE_S),
         )
 
     def get(self, path: str, **params: Any) -> Any:
@@ -100,10 +103,19 @@ class ApiClient:
 
     def _ask(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         unsent = (httpx.ConnectError, httpx.ConnectTimeout)
-        for left in reversed(range(len(self._bases))):
+        hung_up = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+        again = method == "GET"
+        left = len(self._bases)
+        while True:
             try:
                 return self._http.request(method, f"{self._bases[self._current]}{path}", **kwargs)
             except httpx.HTTPError as error:
+                if again and isinstance(error, hung_up):
+                    again = (
+                        False  # a kept connection that the service closed as we took it up: a new one tells
+                    )
+                    continue
+                left -= 1
                 asked, self._current = self._current, (self._current + 1) % len(self._bases)
                 if left and (method == "GET" or isinstance(error, unsent)):
                     continue
@@ -111,4 +123,3 @@ class ApiClient:
                     f"{self._bases[asked].removesuffix('/api/v1')} does not answer: {error}",
                     hint="is the service running, and is this its address and CA?",
                 ) from error
-        raise AssertionError

@@ -368,13 +368,18 @@ class Matrix:
         """Look all the while whether both sides run the guest; what was seen is in the list afterwards."""
         seen: list[str] = []
         end = threading.Event()
-        connections = [self.lab.hypervisor(site).connect() for site in ("primary", "secondary")]
+        hypervisors = {site: self.lab.hypervisor(site) for site in OTHER}
+        connections = {site: hypervisor.connect() for site, hypervisor in hypervisors.items()}
 
         def look() -> None:
             while not end.wait(0.05):
-                if all(runs(connection, self.guest.name) for connection in connections):
+                if all(runs(connection, self.guest.name) for connection in connections.values()):
                     seen.append("two copies ran at the same time")
                     return
+                for site, connection in list(connections.items()):
+                    if not connection.isAlive():
+                        with suppress(libvirt.libvirtError):  # its libvirtd was killed, and is not back yet
+                            connections[site] = hypervisors[site].connect()
 
         watcher = threading.Thread(target=look)
         watcher.start()
@@ -383,5 +388,6 @@ class Matrix:
         finally:
             end.set()
             watcher.join()
-            for connection in connections:
-                connection.close()
+            for connection in connections.values():
+                with suppress(libvirt.libvirtError):
+                    connection.close()

@@ -1,6 +1,6 @@
 """Who dies in the kill matrix, and how it is found at the moment when it is to die.
 
-Our own processes are started again at once, as a supervisor does; a view server and a QEMU are not: what is to become of
+Our own processes and libvirtd are started again at once, as a supervisor does; a view server and a QEMU are not: what is to become of
 them is the product's business, or an operator's.
 """
 
@@ -31,6 +31,8 @@ class Victim(StrEnum):
     VIEW = "view server"
     QEMU = "its QEMU"
     YOUNG = "a QEMU that starts"
+    LIBVIRTD_HERE = "libvirtd that runs it"
+    LIBVIRTD_THERE = "libvirtd of the other side"
 
     @property
     def is_machine(self) -> bool:
@@ -55,6 +57,9 @@ def strike(lab: LabStory, guest: LabGuest, victim: Victim, here: str, there: str
     parts = {Victim.SERVICE: "service", Victim.SOURCE: here, Victim.TARGET: there}
     if victim in parts:
         return lambda: _part(lab, victim, parts[victim])
+    daemons = {Victim.LIBVIRTD_HERE: here, Victim.LIBVIRTD_THERE: there}
+    if victim in daemons:
+        return lambda: _libvirtd(lab, victim, daemons[victim])
     if victim is Victim.VIEW:
         return lambda: _view(lab, (here, there))
     if victim is Victim.QEMU:
@@ -66,6 +71,12 @@ def strike(lab: LabStory, guest: LabGuest, victim: Victim, here: str, there: str
 def _part(lab: LabStory, victim: Victim, part: str) -> Kill:
     lab.kill(part)
     lab.start(part)
+    return Kill(victim)
+
+
+def _libvirtd(lab: LabStory, victim: Victim, site: str) -> Kill:
+    lab.kill_libvirtd(site)
+    lab.hypervisor(site).start()
     return Kill(victim)
 
 

@@ -223,12 +223,20 @@ class LabStory:
         else:
             sites.start_node(self.lab, part)
 
-    def lose_site(self, site: str) -> None:
-        """The host goes away without a word: its node, its libvirtd and its guests, at once."""
+    def kill_libvirtd(self, site: str) -> None:
+        """End libvirtd at once; its guests run on."""
+        self._disconnect(site)
+        self.hypervisor(site).stop_daemon(kill=True)
+
+    def _disconnect(self, site: str) -> None:
         connection = self._connections.pop(site, None)
         if connection is not None:
             with suppress(libvirt.libvirtError):
                 connection.close()
+
+    def lose_site(self, site: str) -> None:
+        """The host goes away without a word: its node, its libvirtd and its guests, at once."""
+        self._disconnect(site)
         self.kill(site)
         self.hypervisor(site).stop()
         # A boot of the host empties the folder in which the node notes that it has run since.

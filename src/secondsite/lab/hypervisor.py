@@ -24,6 +24,7 @@ from typing import Self
 
 import libvirt
 
+from secondsite import durable
 from secondsite.errors import InvalidInputError, TimeoutExceededError, UnavailableError
 from secondsite.lab import capabilities, networks, processes
 from secondsite.lab.processes import Process
@@ -114,7 +115,7 @@ class Hypervisor:
             self._cache, self.mode.value, [find(name) for name in _PROGRAMS]
         )
         self.storage.mkdir(parents=True, exist_ok=True)
-        (self.directory / "mode").write_text(self.mode.value)
+        durable.write_atomic(self.directory / "mode", self.mode.value.encode())
         self._recipe.write_configuration(self.log)
         restored = capabilities.restore(kept, self._recipe.capabilities)
         self._recipe.give_away()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import httpx
 import pytest
 import typer
 
+from secondsite.api_client import ApiClient, Connection
 from secondsite.cli import output
 from secondsite.cli.client import find_connection
-from secondsite.errors import InvalidInputError, SecondSiteError, UnsupportedError
+from secondsite.errors import InvalidInputError, SecondSiteError, UnavailableError, UnsupportedError
 from support.cli_world import URL, Cli, call
 
 KNOWN = {"SECONDSITE_URL": URL, "SECONDSITE_TOKEN": "t"}
@@ -57,6 +59,25 @@ def test_each_class_of_error_has_its_exit_code_message_and_hint(
     assert (machine.code, machine.out) == (exit_code, "")
     error = json.loads(machine.err)["error"]
     assert (error["code"], error["message"], error["hint"]) == (code, "it is so", "do this")
+
+
+@pytest.mark.parametrize(("method", "asked"), [("get", 2), ("post", 1)])
+def test_a_service_that_hangs_up_is_asked_again_if_that_changes_nothing(method: str, asked: int) -> None:
+    """It restarted, or closed a kept connection at the moment when it was taken up."""
+    requests: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        if len(requests) == 1:
+            raise httpx.RemoteProtocolError(
+                "Server disconnected without sending a response.", request=request
+            )
+        return httpx.Response(200, json={"name": "web-1"})
+
+    client = ApiClient(Connection(URL, "t", None), transport=httpx.MockTransport(answer))
+    with nullcontext() if method == "get" else pytest.raises(UnavailableError):
+        assert getattr(client, method)("/items/web-1") == {"name": "web-1"}
+    assert len(requests) == asked
 
 
 def test_markup_in_an_error_is_text() -> None:
