@@ -46,7 +46,7 @@ HEAD = """# What a kill does to an operation
 <!-- Made by `.venv/bin/python tools/kill_matrix.py --kills FILE... --rounds 0 --output docs/reference/kill-matrix.md`: do not edit it by hand. -->
 
 Two real sites of one machine (two libvirtd, a QEMU guest that writes all the time, the service, two nodes). A row is an operation and the task of its job that was under way
-(or the moment when it was accepted), a column the process that was killed with SIGKILL at that moment. The service and the nodes are started again, as a supervisor does.
+(or the moment when it was accepted), a column the process that was killed with SIGKILL at that moment. The service, the nodes and libvirtd are started again, as a supervisor does.
 Nobody helps otherwise. The number says how often.
 
 - *done*: the job succeeded.
