@@ -128,6 +128,25 @@ def fsync_dir(path: Path) -> None:
         os.close(fd)
 
 
+def make_folders(path: Path) -> None:
+    """Make a folder and those above it that are missing, with their names. What is there is no error."""
+    missing = [path]
+    while not missing[-1].parent.exists():
+        missing.append(missing[-1].parent)
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        fsync_name(folder)
+
+
+def fsync_name(path: Path) -> None:
+    """Make durable a name that is there: who gave it may have died before its sync.
+
+    Where we may not look into the folder above, somebody else gave the name, and nothing is done.
+    """
+    with suppress(PermissionError):
+        fsync_dir(path.parent)
+
+
 def remove_tree(path: Path) -> None:
     """Remove a file or a folder with all below it. What is gone already is no error, so a retry is safe."""
     if path.is_dir() and not path.is_symlink():
@@ -135,6 +154,8 @@ def remove_tree(path: Path) -> None:
         doomed = path if TEMPORARY_MARK in path.name else temporary_path(path)
         if doomed != path:
             rename_durable(path, doomed)
+        else:
+            fsync_name(path)  # or half a tree could be back under the old name
         shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
@@ -292,9 +313,14 @@ class FileLock:
         if not named:
             os.close(fd)
             return False
-        if not self._shared:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        try:
+            if not self._shared:
+                with suppress(OSError):  # a full disk: the number is for the message only
+                    os.ftruncate(fd, 0)
+                    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        except BaseException:
+            os.close(fd)
+            raise
         self._fd = fd
         return True
 

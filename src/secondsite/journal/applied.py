@@ -1,8 +1,8 @@
 """The record of parts of the initial replication that are in the base already, so that a lost answer can be repeated.
 
 Records of 91 bytes: digest, blank, disk key padded with blanks to 16, blank, CRC-32 of what is before it in 8 hex digits, newline.
-What it promises: what `add` was given is there after a cut; a torn last record is ignored, any other damage is
-CorruptError. It ends with the first point.
+What it promises: what `add` was given is there after a cut; a torn last record is ignored, and so is one of which a cut left
+a whole sector unwritten (it reads as zeros); any other damage is CorruptError. It ends with the first point.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Final
 from secondsite import durable
 from secondsite.errors import CorruptError
 from secondsite.model.ids import Digest, DiskKey
+from secondsite.model.units import SECTOR
 
 RECORD: Final = 91
 _FIELDS_LENGTH: Final = 82
@@ -63,6 +64,8 @@ class AppliedParts:
             record = data[at : at + RECORD]
             text = record[:_FIELDS_LENGTH].decode("ascii", "replace")
             disk, digest = DiskKey(text[65:81].rstrip()), Digest(text[:64])
+            if _unwritten(record, at):  # never acknowledged: the file got its size, and the data did not come
+                continue
             if record != _encode(disk, digest):
                 raise CorruptError(
                     f"record {at // RECORD} of {self.path.name} is damaged",
@@ -78,6 +81,12 @@ class AppliedParts:
         if self.path.exists():
             self.path.unlink()
             durable.fsync_dir(self.path.parent)
+
+
+def _unwritten(record: bytes, at: int) -> bool:
+    """Whether the record's part in one of the disk's sectors is zeros, which no record holds."""
+    border = SECTOR - at % SECTOR
+    return not any(record[:border]) or (border < RECORD and not any(record[border:]))
 
 
 def _encode(disk: DiskKey, digest: Digest) -> bytes:

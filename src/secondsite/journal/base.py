@@ -96,9 +96,11 @@ class RawBase:
         except FileNotFoundError as error:
             raise NotFoundError(f"the base {path.name} is missing", path=str(path)) from error
         actual = os.fstat(self._fd).st_size
-        if actual == grown_from and writable:
+        if writable and grown_from is not None and actual in {grown_from, size}:
             with durable.naming_full_disk(path):
-                os.ftruncate(self._fd, size)
+                if actual != size:
+                    os.ftruncate(self._fd, size)
+                # Also if it has its size: a process that died after the line above had not synced it.
                 durable.fsync_file(self._fd)
             actual = size
         self._end = actual

@@ -92,6 +92,7 @@ def adopt(
             _write_documents(folder, identity, epoch, BaseState(point.sequence, digest))
     elif not _is_same(path, point.item, digest):
         raise ConflictError(f"{path} exists already", hint="remove it first", path=str(path))
+    durable.fsync_name(path)  # before the tables' names go: who made it may have died before its sync
     for table in tables.values():
         table.unlink(missing_ok=True)
 
@@ -129,7 +130,7 @@ def _complete_table(store: Store, disk: DiskKey) -> None:
 def _new_folder(path: Path, images: Collection[Path] = ()) -> Iterator[Path]:
     if path.exists():
         raise ConflictError(f"{path} exists already", hint="open it, or remove it first", path=str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    durable.make_folders(path.parent)
     finish_deletes(path.parent, name=path.name, spare=images)
     for leftover in path.parent.glob(f"{path.name}{durable.TEMPORARY_MARK}*"):
         durable.remove_tree(

@@ -517,6 +517,9 @@ class Journal:
             self._store.bases,
         ):
             durable.remove_temporaries(part)
+        durable.fsync_name(
+            folder
+        )  # what a process that died had named and not synced, also the journal itself
         for part in (folder, folder / "logs", folder / "points"):
             durable.fsync_dir(part)
         with self._maintaining(), self._changing():

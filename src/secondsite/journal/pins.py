@@ -108,12 +108,12 @@ class PinStore:
         durable.write_atomic(self.folder / f"{_lasting_prefix(owner)}{sequence}.json", text.encode())
 
     def remove_lasting(self, owner: str) -> int:
-        """Remove all lasting pins of `owner`; return how many. None is no error."""
+        """Remove all lasting pins of `owner`, durably; return how many. None is no error."""
         found = list(self.folder.glob(f"{_lasting_prefix(owner)}*.json"))
         for path in found:
             path.unlink(missing_ok=True)
-        if found:
-            durable.fsync_dir(self.folder)
+        # Also without any: who removed them may have died before this, and they would come back.
+        durable.fsync_dir(self.folder)
         return len(found)
 
     def all(self) -> list[Pin]:

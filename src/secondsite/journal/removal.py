@@ -56,6 +56,7 @@ def finish_deletes(parent: Path, *, name: str = "*", spare: Collection[Path] = (
     doomed = [path for mark in (_ALONE, _WITH_IMAGES) for path in parent.glob(f"{name}{mark}*")]
     if not doomed:
         return 0
+    durable.fsync_name(doomed[0])  # or half a journal could be back under its own name
     used = set(spare)
     for folder in parent.iterdir():
         if folder.is_dir() and durable.TEMPORARY_MARK not in folder.name:
