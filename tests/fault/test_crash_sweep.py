@@ -13,16 +13,13 @@ from support.crash_sweep import Sweep, Workload
 pytestmark = pytest.mark.fault
 
 BRIEF = (
-    "create in a new store",
     "replicate",
     "apply received",
     "first seal with files",
     "seal",
     "grow within a block",
     "fold one point",
-    "fold to a pin",
     "thin zeros",
-    "collect garbage",
     "pin and unpin",
     "adopt",
     "drop a diverged point",
@@ -30,7 +27,6 @@ BRIEF = (
     "extract",
     "repair a damaged log",
     "killed: seal",
-    "killed: unpin",
     "killed: raise the epoch",
 )
 QUICK_BUGS = (
@@ -51,7 +47,7 @@ QUICK_BUGS = (
     "pin-not-durable",
     "epoch-not-durable",
 )
-LIMIT = 24
+LIMIT = 16
 
 
 @pytest.mark.parametrize("name", BRIEF)

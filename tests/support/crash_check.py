@@ -59,12 +59,12 @@ def _check_journal(story: Story, promise: Promise) -> None:
             with Journal.open(story.path, writable=True, open_base=open_images) as journal:
                 story.model.send(journal, promise.damaged)
         with Journal.open(story.path, writable=False, open_base=open_images) as reader:
-            _check_points(reader, story.model, promise, verify=False)
+            _check_points(reader, story.model, promise)
     if promise.presence is not Presence.MUST:
         made = story.make_again(story)
         promise = promise if exists else made
     with Journal.open(story.path, writable=True, open_base=open_images) as journal:
-        _check_points(journal, story.model, promise, verify=True)
+        _check_points(journal, story.model, promise)
         _check_rest(journal, promise)
         _check_sound(journal.verify(), "after the recovery")
         sequence = _go_on(journal, story.model)
@@ -83,14 +83,14 @@ def _check_sound(findings: Iterable[Finding], when: str) -> None:
     assert found == [], f"the scrub finds {when}: {found}"
 
 
-def _check_points(journal: Journal, model: Model, promise: Promise, *, verify: bool) -> None:
+def _check_points(journal: Journal, model: Model, promise: Promise) -> None:
     status = journal.status()
     assert status.damage is None, status.damage
     found = {int(point.sequence) for point in journal.points()}
     assert found >= promise.points, f"points {sorted(promise.points - found)} are lost"
     unknown = found - set(model.contents)
     assert not unknown, f"points {sorted(unknown)} were never made"
-    model.check(journal, verify=verify)
+    model.check(journal)
 
 
 def _check_rest(journal: Journal, promise: Promise) -> None:

@@ -181,11 +181,11 @@ RECOVERING: Final = [
 def _by_dice(seed: int) -> Workload:
     def run(story: Story) -> None:
         dice = random.Random(seed)
-        for _ in range(5):
+        for _ in range(4):
             dice.choice((_dice_seal, _dice_seal, _dice_fold, _dice_thin, _dice_pins, _dice_grow))(story, dice)
         _dice_seal(story, dice)
 
-    return Workload(f"dice {seed}", lives.small, run)
+    return Workload(f"dice {seed}", lives.some, run)
 
 
 def _dice_seal(story: Story, dice: random.Random) -> None:
