@@ -19,7 +19,13 @@ pytestmark = pytest.mark.fault
 
 ITEM = ItemId("0b6c7e9a-0000-4000-8000-00000000aaaa")
 RECORD = ItemRecord(
-    item=ITEM, name="web", epoch=Epoch(1), role=Role.SOURCE, digest_key=bytes(32).hex(), policy=Policy()
+    item=ITEM,
+    name="web",
+    epoch=Epoch(1),
+    role=Role.SOURCE,
+    digest_key=bytes(32).hex(),
+    policy=Policy(),
+    disks=(),
 )
 
 

@@ -148,9 +148,9 @@ class Folders:
     def make(self) -> None:
         """Create what is missing."""
         for folder in (self.items, self.identity, self.commands, self.run, self.scratch):
-            folder.mkdir(parents=True, exist_ok=True)
-        (self.storage / "secondsite" / "journals").mkdir(parents=True, exist_ok=True)
-        (self.storage / "secondsite" / "replicas").mkdir(parents=True, exist_ok=True)
+            durable.make_folders(folder)
+        for name in ("journals", "replicas"):
+            durable.make_folders(self.storage / "secondsite" / name)
         # So that the stand-alone commands find the image servers that run, given a journal's folder alone.
         link = self.storage / "secondsite" / "run"
         if not link.is_symlink() or link.readlink() != self.run.absolute():

@@ -206,7 +206,7 @@ class ItemStore:
         self._folder = folder
         self._lock = threading.RLock()
         self._item_locks: dict[ItemId, threading.RLock] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        durable.make_folders(folder)
         self._records: dict[ItemId, ItemRecord] = {}
         self.damaged: dict[ItemId, CorruptError] = {}
         """Items whose record does not parse: nothing may be done with them but `remove`."""
@@ -263,9 +263,8 @@ class ItemStore:
                     current=before.epoch,
                 )
             folder = self.folder(record.item)
-            if not folder.exists():
-                folder.mkdir(parents=True)
-                durable.fsync_dir(self._folder)
+            if before is None:
+                durable.make_folders(folder)  # its name too, also if something of the item is in it already
             durable.write_atomic(folder / "record.json", record.to_json().encode())
             self._records[record.item] = record
             return record
