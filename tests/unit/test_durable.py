@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -330,3 +331,26 @@ def test_a_lock_ends_with_its_process_also_when_that_is_killed(tmp_path):
         process.wait(30)
     with FileLock(path):
         pass
+
+
+def test_new_folders_are_synced_by_name_from_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(durable, "fsync_dir", synced.append)
+    durable.make_folders(tmp_path / "a" / "b" / "c")
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+    # Who made it may have died before its sync.
+    durable.make_folders(tmp_path / "a" / "b" / "c")
+    assert synced[3:] == [tmp_path / "a" / "b"]
+
+
+def test_a_name_in_a_folder_that_we_may_not_read_is_left_to_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(durable, "fsync_dir", refused)
+    durable.fsync_name(tmp_path / "a")
+    with pytest.raises(PermissionError):
+        durable.fsync_dir(tmp_path)
