@@ -110,7 +110,9 @@ def _raise(story: Story) -> None:
 KILLED: Final = [
     Workload("killed: create", lives.nothing, _create, _create),
     _killed("replicate", lives.empty, _replicate),
+    _killed("first seal with files", lives.empty, _pending),
     _killed("seal", lives.some, _pending),
+    _killed("resend a damaged log", lives.damaged, lives.repair),
     _killed("grow", lives.some, seal_grown),
     _killed("fold", lives.small, _fold),
     _killed("thin", lives.small, _thin),

@@ -308,7 +308,8 @@ def delete_with_images(story: Story) -> None:
 
 
 def repair(story: Story) -> None:
-    story.model.send(story.journal, story.promise.damaged)
+    if story.promise.damaged:
+        story.model.send(story.journal, story.promise.damaged)
     story.promises_now(damaged=())
 
 
