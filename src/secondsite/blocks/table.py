@@ -46,7 +46,7 @@ _FIELDS: Final = struct.Struct("<8sIIQ8s")
 _CHECKSUM_LENGTH: Final = 32
 _CELLS_AT: Final = 4096
 _CELL: Final = 8
-_DISK_SIZE_MAX: Final = 1 << 56
+DISK_SIZE_MAX: Final = 1 << 56
 _PAGE_CELLS: Final = 512
 _PUNCH_MIN_CELLS: Final = 4096
 _SCAN_CELLS: Final = 1 << 17
@@ -73,7 +73,7 @@ class DigestTable:
         Raises:
             ConflictError: `path` exists.
         """
-        if not 0 < disk_size <= _DISK_SIZE_MAX:
+        if not 0 < disk_size <= DISK_SIZE_MAX:
             raise InvalidInputError(f"disk size {disk_size} is out of range")
         if path.exists():
             raise ConflictError(f"{path.name} exists already", path=str(path))
@@ -239,7 +239,7 @@ class DigestTable:
     def resize(self, disk_size: int) -> None:
         """Follow the disk: blocks that appear are zeros; a last block that was or becomes short is unknown."""
         self._check_writable()
-        if not 0 < disk_size <= _DISK_SIZE_MAX:
+        if not 0 < disk_size <= DISK_SIZE_MAX:
             raise InvalidInputError(f"disk size {disk_size} is out of range")
         if disk_size == self.disk_size:
             return
@@ -378,7 +378,7 @@ def _parse_header(path: Path, header: bytes, key_id: bytes) -> int:
         )
     if found_key_id != key_id:
         raise _damaged(path, "it was written with another key")
-    if not 0 < disk_size <= _DISK_SIZE_MAX:
+    if not 0 < disk_size <= DISK_SIZE_MAX:
         raise _damaged(path, "its disk size is out of range")
     return int(disk_size)
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from blake3 import blake3
 
 from secondsite import durable
+from secondsite.blocks.digests import KEY_LENGTH
 from secondsite.errors import CorruptError, InvalidInputError, NotFoundError, UnsupportedError
 from secondsite.journal.base import BaseSpec
 from secondsite.model.ids import (
@@ -130,21 +131,33 @@ def load_identity(path: Path) -> Identity:
             path=str(path),
         )
     with _well_formed(path):
+        key = bytes.fromhex(document["digest_key"])
+        if len(key) != KEY_LENGTH:
+            raise ValueError(f"a digest key of {len(key)} bytes")
         return Identity(
             item=parse_item_id(document["item"]),
             name=str(document["name"]),
-            key=bytes.fromhex(document["digest_key"]),
+            key=key,
             disks={
-                parse_disk_key(key): BaseSpec(
-                    kind="image" if disk["base"]["kind"] == "image" else "raw",
-                    path=path.parent / disk["base"]["path"],
-                    format=str(disk["base"]["format"]),
-                    size=int(disk["size"]),
-                    grown_from=int(disk["grown_from"]) if "grown_from" in disk else None,
-                )
-                for key, disk in document["disks"].items()
+                parse_disk_key(disk): _base_spec(path.parent, disk, fields)
+                for disk, fields in document["disks"].items()
             },
         )
+
+
+def _base_spec(folder: Path, disk: str, fields: dict[str, Any]) -> BaseSpec:
+    base = fields["base"]
+    kind: Literal["raw", "image"] = "image" if base["kind"] == "image" else "raw"
+    if kind == "raw" and base["path"] != f"base/{disk}.raw":
+        # Only an adopted image lies elsewhere. Any other path would have us write outside of the journal.
+        raise ValueError(f"disk {disk}: not the path of a raw base")
+    return BaseSpec(
+        kind=kind,
+        path=folder / base["path"],
+        format=str(base["format"]),
+        size=_whole(fields["size"]),
+        grown_from=_whole(fields["grown_from"]) if "grown_from" in fields else None,
+    )
 
 
 def encode_epoch(epoch: Epoch) -> bytes:
@@ -156,7 +169,7 @@ def load_epoch(path: Path) -> Epoch:
     """Read epoch.json."""
     document = load(path)
     with _well_formed(path):
-        return Epoch(int(document["epoch"]))
+        return Epoch(_whole(document["epoch"]))
 
 
 def encode_base_state(state: BaseState) -> bytes:
@@ -181,15 +194,21 @@ def load_base_state(path: Path) -> BaseState:
             return BaseState()
         folding_to = document["folding_to"]
         return BaseState(
-            sequence=Sequence(int(document["sequence"])),
+            sequence=Sequence(_whole(document["sequence"])),
             manifest=parse_digest(document["manifest"]),
-            folding_to=None if folding_to is None else Sequence(int(folding_to)),
+            folding_to=None if folding_to is None else Sequence(_whole(folding_to)),
         )
 
 
 def replace(path: Path, data: bytes) -> None:
     """Replace a document durably."""
     durable.write_atomic(path, data)
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 1 << 63:
+        raise ValueError(f"not a number of at least 1: {str(value)[:40]}")
+    return value
 
 
 def _canonical(document: dict[str, Any]) -> bytes:

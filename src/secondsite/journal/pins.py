@@ -218,7 +218,7 @@ def _parse(data: bytes, path: Path) -> Pin:
             files=frozenset(str(name) for name in files) if isinstance(files, list) else frozenset(),
             still_base=bool(document.get("still_base", False)),
         )
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConflictError(
             f"the pin {path.name} cannot be read",
             hint="remove the file if nothing reads this journal",

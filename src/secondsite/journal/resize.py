@@ -10,10 +10,14 @@ A block that the old end cut through had a digest of what was before the end; it
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 
+from secondsite import durable
 from secondsite.blocks import UNKNOWN, DigestTable, block_digests
+from secondsite.blocks.table import DISK_SIZE_MAX
 from secondsite.errors import CorruptError, UnsupportedError
 from secondsite.journal import apply, documents
 from secondsite.journal.base import BaseSpec
@@ -28,6 +32,7 @@ def grow(store: Store, sizes: Mapping[DiskKey, int]) -> None:
 
     Raises:
         UnsupportedError: a base is a block device, which cannot grow.
+        UnsupportedError: no file here can be so large.
         CorruptError: the block at the old end is not what its digest says. Nothing was changed.
     """
     grown = {disk: size for disk, size in sizes.items() if size > store.size(disk)}
@@ -41,6 +46,7 @@ def grow(store: Store, sizes: Mapping[DiskKey, int]) -> None:
                 hint="disable the item and protect its machine again",
                 disk=disk,
             )
+        _check_fits(store, disk, grown[disk])
         _check_tail(store, disk)
     disks = {
         disk: replace(spec, size=grown[disk], grown_from=spec.size) if disk in grown else spec
@@ -81,6 +87,25 @@ def refuse_smaller(store: Store, sizes: Mapping[DiskKey, int]) -> None:
             hint="disable and enable replication of this item after its disks were changed",
             expected={str(disk): size for disk, size in ours.items()},
         )
+
+
+def _check_fits(store: Store, disk: DiskKey, size: int) -> None:
+    """Try the size on a file that is thrown away: once journal.json names it, the journal has to grow before it opens again."""
+    probe = durable.temporary_path(store.bases / f"{disk}.raw")
+    try:
+        if size > DISK_SIZE_MAX:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        with durable.naming_full_disk(probe), probe.open("xb") as file:
+            os.ftruncate(file.fileno(), size)
+    except OSError as error:
+        raise UnsupportedError(
+            f"disk {disk} would have {size} bytes, and the journal's file system takes no such file: {error.strerror}",
+            hint="keep the journal on a file system for larger files",
+            disk=disk,
+            size=size,
+        ) from error
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _check_tail(store: Store, disk: DiskKey) -> None:

@@ -33,6 +33,8 @@ from secondsite.model.units import SECTOR
 
 FORMAT: Final = "secondsite-point/1"
 MANIFEST_BYTES_MAX: Final = 64 << 20
+SEQUENCE_MAX: Final = 10**16 - 1
+"""A point's file is named by its sequence in 16 digits: one of 17 would be acknowledged and never be found again."""
 GROUP_LABEL: Final = "group"
 """Label of a point that was cut together with other machines': "<group>:<number>"; equal for all of them."""
 GROUP_MEMBERS_LABEL: Final = "group.members"
@@ -189,7 +191,7 @@ def _parse(document: dict[str, Any]) -> Manifest:
         item=parse_item_id(document["item"]),
         name=_text(document["name"]),
         epoch=Epoch(_integer(document["epoch"], least=1)),
-        sequence=Sequence(_integer(document["sequence"], least=1)),
+        sequence=Sequence(_integer(document["sequence"], least=1, most=SEQUENCE_MAX)),
         time=parse_time(document["time"]),
         consistency=Consistency(document["consistency"]),
         kind=PointKind(document["kind"]),
@@ -218,9 +220,9 @@ def _parse_file(value: dict[str, Any]) -> FileRef:
     return FileRef(digest=parse_digest(value["digest"]), length=_integer(value["length"], least=1))
 
 
-def _integer(value: object, *, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 63:
-        raise ValueError(f"not an integer of at least {least}: {value!r}")
+def _integer(value: object, *, least: int, most: int = (1 << 63) - 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"not an integer from {least} to {most}: {value!r}"[:200])
     return value
 
 

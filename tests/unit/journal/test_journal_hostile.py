@@ -12,7 +12,7 @@ import pytest
 from secondsite.errors import ConflictError, CorruptError, UnsupportedError
 from secondsite.journal import Journal, documents
 from secondsite.model.ids import Sequence
-from support.journals import VDA, Model, filled
+from support.journals import VDA, filled
 
 SEQUENCE_MAX = 10**16 - 1
 """A point's file name has 16 digits."""
