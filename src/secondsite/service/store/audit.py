@@ -89,12 +89,17 @@ def line_hash(line: Mapping[str, Any]) -> str:
 def note(tx: Transaction, line: Line) -> int:
     """Add a line and return its number. Do it last in a transaction: until its end no other line can be added."""
     chain = tx.execute(sa.select(audit_chain).with_for_update()).one()
-    values: dict[str, Any] = {name: getattr(line, name) for name in Line.__slots__}
+    values: dict[str, Any] = {name: _storable(getattr(line, name)) for name in Line.__slots__}
     values |= {"id": chain.head_id + 1, "previous": chain.head_hash}
     values["hash"] = line_hash(values)
     tx.execute(sa.insert(audit).values(**values))
     tx.execute(sa.update(audit_chain).values(head_id=values["id"], head_hash=values["hash"]))
     return int(values["id"])
+
+
+def _storable(value: Any) -> Any:
+    """PostgreSQL refuses a zero byte, and whoever sends one must not escape the trail by it."""
+    return value.replace("\0", "\\0") if isinstance(value, str) else value
 
 
 def trail(

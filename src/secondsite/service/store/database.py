@@ -20,9 +20,9 @@ from typing import Any, Final
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError, SQLAlchemyError
 
-from secondsite.errors import ConflictError, UnavailableError
+from secondsite.errors import ConflictError, InvalidInputError, UnavailableError
 
 BUSY_TIMEOUT_MS: Final = 30_000
 POOL_SIZE: Final = 16
@@ -100,7 +100,7 @@ class Transaction:
         self.wakes = False
 
     def execute(self, statement: sa.Executable) -> sa.CursorResult[Any]:
-        """Run a statement; a violated promise of the schema is a ConflictError."""
+        """Run a statement; a violated promise of the schema is a ConflictError, a value that cannot be stored InvalidInputError."""
         try:
             result: sa.CursorResult[Any] = self._connection.execute(statement)
         except IntegrityError as error:
@@ -108,6 +108,14 @@ class Transaction:
                 "this would break a rule that the database keeps",
                 hint="somebody else changed the same thing at the same time; look again",
                 rule=str(error.orig),
+            ) from error
+        except (DataError, OverflowError) as error:
+            # PostgreSQL holds no zero byte in a text, neither of them a number over 64 bits.
+            reason = str(getattr(error, "orig", error))
+            raise InvalidInputError(
+                "the database cannot hold this value",
+                hint="leave out zero bytes and numbers over 64 bits",
+                reason=reason,
             ) from error
         return result
 
