@@ -15,16 +15,17 @@ import argparse
 import faulthandler
 import hashlib
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from support.fuzz_bugs import BUGS  # noqa: E402 - the tests' folder comes first
+from support.fuzz_bugs import BUGS, Bug  # noqa: E402 - the tests' folder comes first
 from support.fuzz_loop import Outcome, fuzz, replay  # noqa: E402
 from support.fuzz_targets import TARGETS, in_memory, made  # noqa: E402
 
-NATIVE_HANG_S = 120
+NATIVE_HANG_S = 60
 """A loop in native code is ended so, with a trace of where it was."""
 
 
@@ -50,8 +51,8 @@ def main() -> int:
     return max(_report(_run(name, options), options.keep) for name in options.target or sorted(TARGETS))
 
 
-def _run(name: str, options: argparse.Namespace) -> Outcome:
-    with in_memory() as folder, made(name, folder) as target:
+def _run(name: str, options: argparse.Namespace, bug: Bug | None = None) -> Outcome:
+    with in_memory() as folder, made(name, folder) as target, bug.planted() if bug else nullcontext():
         faulthandler.dump_traceback_later(options.seconds + NATIVE_HANG_S, exit=True)
         try:
             return fuzz(target, seed=options.seed, runs=options.runs, seconds=options.seconds)
@@ -73,8 +74,7 @@ def _bugs(options: argparse.Namespace) -> int:
     missed = []
     for name in options.bug or sorted(BUGS):
         bug = BUGS[name]
-        with bug.planted():
-            outcome = _run(bug.target, options)
+        outcome = _run(bug.target, options, bug)
         found = outcome.failure
         what = (
             f"found after {outcome.runs} inputs: {type(found).__name__}: {str(found)[:120]}"

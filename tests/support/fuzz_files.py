@@ -10,6 +10,7 @@ import json
 import shutil
 import struct
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -17,12 +18,12 @@ from typing import Any, Final
 import numpy as np
 from blake3 import blake3
 
+from secondsite.blocks import DigestTable
 from secondsite.errors import CorruptError, SecondSiteError, UnsupportedError
 from secondsite.hrl.format import ENTRY_LENGTH, HEADER_LENGTH, checksum
 from secondsite.hrl.index import ExtentIndex
 from secondsite.hrl.reader import read_log, verify_data
 from secondsite.hrl.zeros import decode_zeros, encode_zeros
-from secondsite.blocks import DigestTable
 from secondsite.journal import Journal
 from secondsite.journal.applied import AppliedParts
 from secondsite.journal.documents import Identity, load_base_state, load_epoch, load_identity
@@ -35,24 +36,27 @@ from support.journals import KEY, VDA, Model, filled
 from support.path_watch import paths_within
 
 _SIZE_AT, _END_AT, _CHECKSUM_AT = 56, 44, 40
+_FIELDS: Final = 128
+"""Bytes of a log's header that mean something."""
 
 
 # -- change logs and lists of zeros -----------------------------------------------------------------------
 
 
 def log_target() -> Target:
-    """The log reader. The first byte of an input: 1, the checksums are made right; 0, they are left."""
+    """The log reader. The first byte of an input: 1, the checksums are made right; 0, they are left. The header's padding is left out."""
     writes = [(i * 1536, bytes([i + 1]) * 512 * (1 + i % 2)) for i in range(20)]
     logs = [
         build_log(writes, metadata_size=512),
-        build_log(writes[:3]),
+        build_log(writes[:3], metadata_size=512),
+        build_log(writes[:2], metadata_size=4096),
         build_log([]),
         build_log(writes[:2], version=1),
     ]
     return Target(
         "log",
         ("hrl",),
-        [bytes([mode]) + log for log in logs for mode in (1, 0)],
+        [bytes([mode]) + log[:_FIELDS] + log[HEADER_LENGTH:] for log in logs for mode in (1, 0)],
         _read_a_log,
         [b"msctlog\0", b"msctlog ", struct.pack("<I", 0x10000), struct.pack("<I", 0x20000), bytes(32)],
     )
@@ -64,19 +68,27 @@ def repaired(data: bytes) -> bytes:
     if len(log) < HEADER_LENGTH:
         return data
     _sum(log, 0, HEADER_LENGTH, _CHECKSUM_AT)
-    (at,) = struct.unpack_from("<Q", log, _END_AT)
-    (size,) = struct.unpack_from("<I", log, _SIZE_AT)
-    for _ in range(64):
-        at -= size
-        if not (ENTRY_LENGTH <= size <= len(log) and HEADER_LENGTH <= at <= len(log) - size):
-            break
-        (distance,) = struct.unpack_from("<Q", log, at)
+    for at, size in _blocks(log):
         _sum(log, at, ENTRY_LENGTH, 12)
         for slot in range(at + ENTRY_LENGTH, at + size - ENTRY_LENGTH + 1, ENTRY_LENGTH):
             if any(log[slot : slot + ENTRY_LENGTH]):
                 _sum(log, slot, ENTRY_LENGTH, 8)
-        at += size - distance
     return bytes(log)
+
+
+def _blocks(log: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """Yield position and size of the metadata blocks, from the last one back: the plain way, for a sound log and for a changed one."""
+    (at,) = struct.unpack_from("<Q", log, _END_AT)
+    (size,) = struct.unpack_from("<I", log, _SIZE_AT)
+    at -= size
+    for _ in range(64):
+        if not (ENTRY_LENGTH <= size <= len(log) and HEADER_LENGTH <= at <= len(log) - size):
+            return
+        yield at, size
+        (distance,) = struct.unpack_from("<Q", log, at)
+        if not distance:
+            return
+        at -= distance
 
 
 def _sum(log: bytearray, at: int, length: int, where: int) -> None:
@@ -85,7 +97,8 @@ def _sum(log: bytearray, at: int, length: int, where: int) -> None:
 
 
 def _read_a_log(data: bytes) -> None:
-    mode, content = data[:1], data[1:]
+    mode, fields, rest = data[:1], data[1 : 1 + _FIELDS], data[1 + _FIELDS :]
+    content = fields.ljust(HEADER_LENGTH, b"\0") + rest if len(data) > 1 + _FIELDS else data[1:]
     if mode == b"\1":
         content = repaired(content)
     read = [0]
@@ -108,6 +121,9 @@ def _read_a_log(data: bytes) -> None:
         or int((entries.location + entries.length).max()) > len(content)
     ):
         raise Finding("an entry's data lie outside of the file")
+    for at, size in _blocks(content):
+        if ((entries.location < at + size) & (entries.location + entries.length > at)).any():
+            raise Finding("an entry's data lie within a metadata block")
     reach = (entries.offset.astype(object) + entries.length).max() if len(entries) else 0
     if reach > max(log.header.original_size, log.header.current_size):
         raise Finding("an entry lies beyond the disk")
@@ -163,6 +179,7 @@ def _read_a_manifest(data: bytes) -> None:
 
 # -- journals ----------------------------------------------------------------------------------------------
 
+_PATHS: Final = [b"base/vda.raw", b"base/vdb.raw", b"../../x", b"/etc/hosts", b"base/../../x"]
 _MARK: Final = b"\n--file--\n"
 
 
@@ -285,7 +302,7 @@ def documents_target(folder: Path) -> Target:
     pin = next((sound / "pins").glob("lasting-*"))
     seeds += [b"pins/lasting-0-3.json\n0" + pin.read_bytes(), b"applied\n0" + applied_record("vda") * 3]
     words = [name.encode() + b"\n1" for name in names]
-    words += [b'"raw"', b'"image"', b'"initial"', b'"ready"', b'"grown_from":', b"../../x", b"/etc/hosts"]
+    words += [b'"raw"', b'"image"', b'"initial"', b'"ready"', b'"grown_from":', *_PATHS]
     work = folder / "work"
     for part in ("points", "pins", "base"):
         (work / part).mkdir(parents=True)

@@ -3,8 +3,8 @@
 Why our own and not atheris: the sequence of inputs depends on the seed alone, many targets run in one process and inside the test suite, and
 what is bounded (steps, memory, paths, silent logs) is looked at after every single input. atheris can drive the same targets (tools/fuzz.py --atheris).
 
-What counts as a failure, for every target: an exception that is none of ours; more traced lines than the target allows (an endless loop: counted
-in lines, not in seconds, so that a slow machine judges alike); more memory than it allows; an error that the product only logged as its own
+What counts as a failure, for every target: an exception that is none of ours; more traced lines and calls than the target allows (an endless loop: counted
+in steps, not in seconds, so that a slow machine judges alike); more memory than it allows; an error that the product only logged as its own
 bug; a path outside of the target's folder (see `path_watch`). What it does not do: it cannot interrupt a loop inside native code (the test's or tool's own time-out ends that).
 """
 
@@ -27,6 +27,7 @@ import secondsite
 from support.fuzz_mutation import mutated
 
 PACKAGE: Final = Path(secondsite.__file__).parent
+PLANTED: Final = str(Path(__file__).with_name("fuzz_bugs.py"))
 MIB: Final = 1 << 20
 INPUT_MAX: Final = 96 << 10
 SECONDS_MAX: Final = 20.0
@@ -84,7 +85,7 @@ class Tracer:
     """Collects the lines of some modules that the calling thread reaches; raises HangFinding after too many."""
 
     def __init__(self, traced: Sequence[str], steps_max: int) -> None:
-        self._prefixes = tuple(str(PACKAGE / prefix) for prefix in traced)
+        self._prefixes = (*(str(PACKAGE / prefix) for prefix in traced), PLANTED)
         self._known: dict[CodeType, bool] = {}
         self._steps_max = steps_max
         self.steps = 0
@@ -104,18 +105,21 @@ class Tracer:
         wanted = self._known.get(code)
         if wanted is None:
             wanted = self._known[code] = code.co_filename.startswith(self._prefixes)
+        self._step(frame)
         return self._line if wanted and event == "call" else None
 
     def _line(self, frame: FrameType, event: str, _argument: Any) -> Any:
         if event == "line":
             self.lines.add((frame.f_code, frame.f_lineno))
-            self.steps += 1
-            if self.steps > self._steps_max:
-                sys.settrace(None)
-                raise HangFinding(
-                    f"no end after {self.steps} lines, at {Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
-                )
+            self._step(frame)
         return self._line
+
+    def _step(self, frame: FrameType) -> None:
+        self.steps += 1
+        if self.steps > self._steps_max:
+            sys.settrace(None)
+            where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+            raise HangFinding(f"no end after {self.steps} lines and calls, at {where}")
 
 
 class _OwnBugs(logging.Handler):
@@ -221,7 +225,7 @@ def _one(target: Target, data: bytes, tracer: Tracer, logged: list[str]) -> Base
             target.run(data)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # noqa: BLE001 - whatever it is, it is what we look for
+    except BaseException as error:
         return error
     if logged:
         return Finding(f"logged as a bug of its own: {logged[0]}")
@@ -240,7 +244,7 @@ def _measured(target: Target, data: bytes) -> BaseException | None:
         peak = tracemalloc.get_traced_memory()[1]
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # noqa: BLE001 - as in _one
+    except BaseException as error:
         return error
     finally:
         tracemalloc.stop()

@@ -146,5 +146,5 @@ def _change(rng: random.Random, document: Any) -> None:
 
 
 _MUTATIONS: Final[tuple[Mutation, ...]] = (
-    _flip, _flip, _byte, _number, _number, _digits, _cut, _repeat, _word, _exchange, _splice,
+    _flip, _flip, _byte, _number, _number, _digits, _cut, _repeat, _word, _exchange, _exchange, _exchange, _splice,
 )  # fmt: skip

@@ -123,7 +123,7 @@ def ship_target(folder: Path) -> Iterator[Target]:
     yield Target(
         "ship",
         ("ship", "node/target/receiver.py", "journal", "hrl", "model"),
-        list(_seeds(log, manifest)),
+        list(_seeds(log, manifest, model.manifest({}).to_bytes())),
         lambda data: _play(world, data),
         _WORDS,
         memory_max=256 * MIB,
@@ -135,12 +135,13 @@ def ship_target(folder: Path) -> Iterator[Target]:
 _WORDS: Final = [
     b"source ", b"nobody ", b"stranger ", b"GET ", b"PUT ", b"POST ", b"DELETE ", b"@D", b"@L", b"@P", b"@ITEM", b"/ship/v1/items/@ITEM",
     b"/missing", b"/parts/@D?kind=zeros", b"/initial", b"/points", b"/digests", b"..", b"%2e%2e%2f", b"\0", b"Secondsite-Epoch: 1\n",
-    b"Secondsite-Length: @L\n", b"Content-Encoding: zstd\n", b"X-Zstd: 1\n", b"X-Chunked: 1\n", b"Transfer-Encoding: chunked\n",
+    b"Secondsite-Length: @L\n", b"Secondsite-Length: 7\n", b"Content-Encoding: zstd\n", b"X-Zstd: 1\n", b"X-Chunked: 1\n", b"Transfer-Encoding: chunked\n",
     b"Content-Length: 5\n", _NEXT, b"0\r\n\r\n", b"ffffffff\r\n",
+    b'"sequence":2', b'"sequence":10000000000000000', b'"vda"', b'"../x"', b'"size":65536', b'"size":4611686018427387904',
 ]  # fmt: skip
 
 
-def _seeds(log: bytes, manifest: bytes) -> Iterator[bytes]:
+def _seeds(log: bytes, manifest: bytes, empty: bytes) -> Iterator[bytes]:
     item, epoch = b"/ship/v1/items/@ITEM", b"Secondsite-Epoch: 1\n"
     part = b"source PUT " + item + b"/parts/@D?kind=hrl\n" + epoch + b"Secondsite-Length: @L\n"
     missing = b'{"epoch":1,"parts":[{"digest":"' + b"0" * 64 + b'","kind":"hrl"}]}'
@@ -157,7 +158,8 @@ def _seeds(log: bytes, manifest: bytes) -> Iterator[bytes]:
     yield b"source POST " + item + b"/missing\n\n" + missing
     yield b"source POST " + item + b"/digests\n\n" + digests
     yield b"source POST " + item + b"/initial\nX-Chunked: 1\n\n" + initial
-    yield point.replace(b'"sequence":2', b'"sequence":3')
+    yield point.replace(manifest, empty)
+    yield part + b"\n" + log + _NEXT + point.replace(b'"sequence":2', b'"sequence":9')
 
 
 def _play(world: World, data: bytes) -> None:
@@ -185,6 +187,7 @@ def _note_seal(world: World, answer: bytes) -> None:
 
 def _call(world: World, text: bytes) -> tuple[str, bytes]:
     environ = _environ(world, text)
+    length = environ.pop("fuzz.length")
     heads: list[str] = []
     answer = bytearray()
     with suppress(SecondSiteError):  # once an answer has begun, an error can only cut the connection
@@ -198,6 +201,8 @@ def _call(world: World, text: bytes) -> tuple[str, bytes]:
         error = json.loads(bytes(answer))["error"]
         if error["code"] == "internal" or not error["message"] or not isinstance(error["hint"], str):
             raise Finding(f"no clear error: {error}")
+    elif environ["REQUEST_METHOD"] == "PUT" and environ["HTTP_SECONDSITE_LENGTH"] != str(length):
+        raise Finding(f"a part of {length} bytes was taken as one of {environ['HTTP_SECONDSITE_LENGTH']}")
     return heads[0], bytes(answer)
 
 
@@ -236,6 +241,7 @@ def _environ(world: World, text: bytes) -> dict[str, Any]:
         "REQUEST_METHOD": method,
         "PATH_INFO": unquote(path, "latin-1"),
         "QUERY_STRING": query,
+        "fuzz.length": len(text.partition(b"\n\n")[2]),
         SESSION_KEY: session,
         STREAM_KEY: lambda: MemoryStream(body),
         CLOSE_KEY: lambda: None,

@@ -52,7 +52,7 @@ def made(name: str, folder: Path) -> AbstractContextManager[Target]:
 @contextmanager
 def in_memory() -> Iterator[Path]:
     """Yield a folder on a file system in memory where there is one: targets make and remove many small files."""
-    memory = Path("/dev/shm")  # noqa: S108 - where Linux has it
+    memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(
         prefix="ss-fuzz-", dir=memory if os.access(memory, os.W_OK) else None
     ) as folder:
