@@ -22,7 +22,7 @@ from secondsite.ship.backoff import QuickRetries
 from secondsite.ship.http import Limits
 from support.network_world import Counts, NetworkWorld, network_world
 from support.power import unsynced
-from support.toxic_link import Toxics
+from support.toxic_link import ToxicLink, Toxics
 
 LOG_OVERHEAD: Final = 12 * KIB
 """A log's header and two metadata blocks."""
@@ -84,7 +84,12 @@ class Run:
     def figures(self, counts: Counts, note: str = "") -> Figures:
         """Check the end and return the figures."""
         self.world.check_latest()
-        assert not list((self.world.root / "t" / "journals").glob("*/incoming/*")), "a cut upload has left something"
+        assert set(counts.codes) <= {"unavailable", "timeout"}, (
+            f"other failures than the line's: {counts.codes}"
+        )
+        assert not list((self.world.root / "t" / "journals").glob("*/incoming/*")), (
+            "a cut upload has left something"
+        )
         return Figures(
             self._name,
             time.monotonic() - self._began,
@@ -98,14 +103,14 @@ class Run:
 
 
 @contextmanager
-def _running(folder: Path, name: str, *, seed: int = 0, **options: object) -> Iterator[Run]:
+def network_run(folder: Path, name: str, *, seed: int = 0, **options: object) -> Iterator[Run]:
     with unsynced(), network_world(folder, Toxics(), seed=seed, **options) as world:  # type: ignore[arg-type]
         yield Run(world, name)
 
 
 def latency(folder: Path) -> Figures:
     """200 ms each way."""
-    with _running(folder, "latency 200 ms") as run:
+    with network_run(folder, "latency 200 ms") as run:
         run.line.toxics.latency_s = 0.2
         run.write(64 * KIB, 512 * KIB)
         counts = run.world.until_sealed(1)
@@ -115,7 +120,7 @@ def latency(folder: Path) -> Figures:
 
 def loss(folder: Path, *, size: int = 4 * MIB) -> Figures:
     """1 % of the segments: stalls, and now and then a broken connection."""
-    with _running(folder, "loss 1 %", size=16 * MIB) as run:
+    with network_run(folder, "loss 1 %", size=16 * MIB) as run:
         run.line.toxics.loss = 0.01
         run.write(0, size)
         counts = run.world.until_sealed(4)
@@ -130,7 +135,9 @@ def loss(folder: Path, *, size: int = 4 * MIB) -> Figures:
 
 def thin(folder: Path, *, size: int = 32 * KIB) -> Figures:
     """64 kbit/s, with the product's own time-outs."""
-    with _running(folder, "64 kbit/s", limits=Limits(stop_s=0.5), timeout_s=60.0, retries=QuickRetries()) as run:
+    with network_run(
+        folder, "64 kbit/s", limits=Limits(stop_s=0.5), timeout_s=60.0, retries=QuickRetries()
+    ) as run:
         run.line.toxics.rate = 8000.0
         run.write(128 * KIB, size)
         counts = run.world.until_sealed(1)
@@ -140,17 +147,29 @@ def thin(folder: Path, *, size: int = 32 * KIB) -> Figures:
         return figures
 
 
+def patient(folder: Path) -> Figures:
+    """What was handed to the kernel takes longer to leave than any time-out: it leaves, so it is waited for."""
+    with network_run(
+        folder, "a deep queue before a thin line", limits=Limits(stop_s=0.5), timeout_s=1.0
+    ) as run:
+        run.line.toxics.rate = 128.0 * KIB
+        run.write(0, 512 * KIB)
+        counts = run.world.until_sealed(1)
+        _exactly_once(run, counts)
+        return run.figures(counts, "with time-outs of 1 s")
+
+
 def half_open(folder: Path) -> Figures:
     """The peer vanishes within a part, and nobody is told; it is back after the first cycle has failed."""
-    with _running(folder, "half-open", timeout_s=1.0) as run:
+    with network_run(folder, "half-open", timeout_s=1.0) as run:
         run.line.toxics.rate = 2.0 * MIB
         run.write(0, MIB)
-        cycle = threading.Thread(target=_expect_failure, args=(run.world,))
+        cycle = threading.Thread(target=_expect_failure, args=(run.world,), daemon=True)
         began, up = time.monotonic(), run.line.up
         cycle.start()
         _wait_until(lambda: run.line.up - up > 256 * KIB)
         run.line.toxics.silent = True
-        cycle.join(60)
+        cycle.join(20)
         assert not cycle.is_alive(), "the source waits for a peer that is gone"
         noticed = time.monotonic() - began
         run.world.check_acknowledged()
@@ -162,9 +181,71 @@ def half_open(folder: Path) -> Figures:
         return run.figures(counts, f"given up after {noticed:.1f} s, with time-outs of 1 s")
 
 
+def lost_answer(folder: Path) -> Figures:
+    """The line breaks at the worst moments: between a part's, or a point's, effect and its answer; and just before the point is sent."""
+    with network_run(folder, "lost answers", timeout_s=0.5) as run:
+        world, line = run.world, run.line
+        total = Counts()
+
+        world.on_arrival = {"part": lambda: _silent_until_dialled(line)}  # the next try gets through
+        run.write(0, 256 * KIB)
+        counts = world.until_sealed(1)
+        assert counts.received == 256 * KIB + LOG_OVERHEAD, "a part that had arrived was sent again"
+        _add(total, counts)
+        world.on_arrival = {
+            "seal": lambda: _gone(line)
+        }  # no try gets through: the cycle fails, the point is there
+        run.write(0, 64 * KIB)
+        counts = _failing(world)
+        assert world.journal.status().points == 3
+        _add(total, counts)
+        _back(line)
+        run.write(0, 64 * KIB)
+        counts = world.until_sealed(1)
+        assert counts.received == 64 * KIB + LOG_OVERHEAD, "a point that had arrived was sent again"
+        _add(total, counts)
+        world.on_arrival = {"part": lambda: _gone(line)}  # the part is there, the point never leaves
+        run.write(0, 64 * KIB)
+        counts = _failing(world)
+        assert world.journal.status().points == 4
+        _add(total, counts)
+        _back(line)
+        counts = world.until_sealed(1)
+        _add(total, counts)
+        return run.figures(total, "a cycle that fails before its point is sent again whole")
+
+
+def _gone(line: ToxicLink) -> None:
+    line.toxics.away = True
+    line.cut()
+
+
+def _back(line: ToxicLink) -> None:
+    line.toxics.away = line.toxics.silent = False
+    line.cut()
+
+
+def _silent_until_dialled(line: ToxicLink) -> None:
+    """Carry again once a new connection was made: what is behind the old one stays lost."""
+    line.toxics.silent = True
+    before = line.connections
+
+    def watch() -> None:
+        _wait_until(lambda: line.connections > before)
+        line.toxics.silent = False
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _failing(world: NetworkWorld) -> Counts:
+    _expect_failure(world)
+    world.check_acknowledged()
+    return world.take()
+
+
 def flap(folder: Path, *, every_s: float = 0.5, for_s: float = 5.0, rate: float = 2.0 * MIB) -> Figures:
     """All connections break every so often while the guest writes."""
-    with _running(folder, f"flap every {every_s} s for {for_s:.0f} s", size=16 * MIB) as run:
+    with network_run(folder, f"flap every {every_s} s for {for_s:.0f} s", size=16 * MIB) as run:
         run.line.toxics.rate = rate
         stop = threading.Event()
         flapping = threading.Thread(target=_flapping, args=(run, stop, every_s))
@@ -185,14 +266,18 @@ def flap(folder: Path, *, every_s: float = 0.5, for_s: float = 5.0, rate: float 
         figures = run.figures(total, f"{in_flap - 1} points during it")
         assert figures.breaks >= for_s / every_s / 2, "the line has not flapped"
         assert in_flap > 1, "no point got through"
-        assert total.committed <= run.changed + LOG_OVERHEAD * total.attempts, "what had arrived was sent again"
-        assert total.received <= total.committed + (figures.breaks + total.failed) * (run.changed // cycles * 3 + LOG_OVERHEAD)
+        assert total.committed <= run.changed + LOG_OVERHEAD * total.attempts, (
+            "what had arrived was sent again"
+        )
+        assert total.received <= total.committed + (figures.breaks + total.failed) * (
+            run.changed // cycles * 3 + LOG_OVERHEAD
+        )
         return figures
 
 
 def flipped_bit(folder: Path) -> Figures:
     """One bit differs below TLS, once in a part and once in a request's head: the connection ends, nothing else is taken."""
-    with _running(folder, "a flipped bit") as run:
+    with network_run(folder, "a flipped bit") as run:
         first = run.line.connections
         run.world.failed()  # a new connection for the cycle
         run.line.flip_at = [-1] * first + [300 * KIB, 5000]
@@ -210,7 +295,9 @@ SCENARIOS: Final[Mapping[str, Callable[[Path], Figures]]] = {
     "latency": latency,
     "loss": loss,
     "thin": thin,
+    "patient": patient,
     "half-open": half_open,
+    "lost-answer": lost_answer,
     "flap": flap,
     "bit": flipped_bit,
 }
@@ -221,7 +308,9 @@ SCENARIOS: Final[Mapping[str, Callable[[Path], Figures]]] = {
 
 def _exactly_once(run: Run, counts: Counts) -> None:
     assert counts.read == run.due, "more was read than what changed"
-    assert counts.received == counts.committed == run.changed + LOG_OVERHEAD, "more was sent than what changed"
+    assert counts.received == counts.committed == run.changed + LOG_OVERHEAD, (
+        "more was sent than what changed"
+    )
 
 
 def _read_once_a_cycle(run: Run, counts: Counts) -> None:
@@ -242,8 +331,9 @@ def _one(world: NetworkWorld) -> Counts:
 def _expect_failure(world: NetworkWorld) -> None:
     try:
         world.run()
-    except SecondSiteError:
+    except SecondSiteError as error:
         world.counts.failed += 1
+        world.counts.codes.append(error.code)
         world.failed()
         return
     raise AssertionError("a cycle succeeded over a dead line")
@@ -259,9 +349,9 @@ def _flapping(run: Run, stop: threading.Event, every_s: float) -> None:
         run.line.cut()
 
 
-def _wait_until(holds: Callable[[], bool]) -> None:
+def _wait_until(holds: Callable[[], bool], otherwise: str = "nothing happens") -> None:
     pause = threading.Event()
     end = time.monotonic() + 30
     while not holds():
-        assert time.monotonic() < end, "nothing happens"
+        assert time.monotonic() < end, otherwise
         pause.wait(0.005)

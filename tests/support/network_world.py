@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest.mock import patch
 
@@ -59,17 +60,23 @@ class CountingReceiver:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._world.receiver, name)
 
+    def seal(self, item: ItemId, peer: NodeId, epoch: Epoch, manifest: bytes) -> Digest:
+        digest = self._world.receiver.seal(item, peer, epoch, manifest)
+        self._world.arrived("seal")
+        return digest
+
     @contextmanager
     def incoming(
         self, item: ItemId, peer: NodeId, epoch: Epoch, digest: Digest, kind: PartKind
     ) -> Iterator[_CountingPart]:
         with self._world.receiver.incoming(item, peer, epoch, digest, kind) as part:
-            yield _CountingPart(self._world.counts, part)
+            yield _CountingPart(self._world, part)
 
 
 class _CountingPart:
-    def __init__(self, counts: Counts, part: Any) -> None:
-        self._counts = counts
+    def __init__(self, world: NetworkWorld, part: Any) -> None:
+        self._world = world
+        self._counts = world.counts
         self._part = part
         self._length = 0
 
@@ -81,6 +88,7 @@ class _CountingPart:
     def commit(self) -> None:
         self._part.commit()
         self._counts.committed += self._length
+        self._world.arrived("part")
 
 
 class _CountingDisk:
@@ -126,6 +134,15 @@ class NetworkWorld(World):
     sender_options: dict[str, Any]
     trust: Any
     _sender: Sender | None = None
+    on_arrival: Mapping[str, Callable[[], object]] = MappingProxyType({})
+    """What happens once, when a "part" or a "seal" is durable at the target and its answer is not yet sent."""
+
+    def arrived(self, what: str) -> None:
+        """A call has had its effect at the target."""
+        action = self.on_arrival.get(what)
+        if action is not None:
+            self.on_arrival = {}
+            action()
 
     def sender(self, record: ItemRecord) -> Any:
         """The kept sender; `failed` drops it, as the replicator does."""

@@ -32,8 +32,8 @@ RTO_S: Final = 0.2
 RESETS_EACH: Final = 40
 SEGMENT: Final = 1448
 _PIECE: Final = 16 << 10
-_IN_FLIGHT: Final = 64
-_BUFFER: Final = 64 << 10
+_IN_FLIGHT: Final = 8
+_BUFFER: Final = 16 << 10
 _QUEUE_S: Final = 0.25
 """How much waits at the entry of a thin line; more is left with the sender."""
 _RESET: Final = struct.pack("ii", 1, 0)
