@@ -35,6 +35,7 @@ from secondsite.errors import (
     UnavailableError,
 )
 from secondsite.model.ids import NodeId
+from secondsite.ship.draining import wait_for_answer
 from secondsite.ship.failures import BROKEN, is_alert, raise_refusal, translated
 from secondsite.ship.identity import ca_fingerprint, load_certificate
 from secondsite.ship.routing import Router, parse_object
@@ -309,6 +310,8 @@ def _talk(
     except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError) as broken:
         # The peer may have answered before it read everything: its refusal says more than a broken pipe.
         return _early_answer(connection, broken)
+    if length != 0 and connection.sock is not None and connection.timeout is not None:
+        wait_for_answer(connection.sock, connection.timeout)
     return connection.getresponse()
 
 
