@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from secondsite.errors import CorruptError, UnsupportedError
 from secondsite.hrl import reader
 from secondsite.hrl.format import METADATA_HEADER
 from secondsite.journal import documents, pins, points
@@ -84,7 +85,7 @@ def _decode_zeros_trusting(data: Any) -> Any:
     """The count in the header is believed before the length is looked at."""
     view = memoryview(data).cast("B")
     if len(view) < 24 or bytes(view[:8]) != b"SSZEROS\n":
-        raise reader.CorruptError("not a list")
+        raise CorruptError("not a list")
     count = min(struct.unpack_from("<Q", view, 16)[0], 1 << 60)
     room = np.ones((count, 2), np.int64)
     found = np.frombuffer(view, "<u8", offset=24)
@@ -99,10 +100,10 @@ def _decode_zeros_of_any_order(data: Any) -> Any:
         or data[:8] != b"SSZEROS\n"
         or struct.unpack_from("<IIQ", data, 8) != (1, 0, len(data) // 16 - 1)
     ):
-        raise reader.CorruptError("not a list")
+        raise CorruptError("not a list")
     pairs = np.frombuffer(data[24 : 24 + (len(data) - 24) // 16 * 16], "<u8").reshape(-1, 2)
     if len(data) % 16 != 8 or (pairs >= 1 << 62).any() or (pairs % 512).any() or (pairs[:, 1] == 0).any():
-        raise reader.CorruptError("not sectors")
+        raise CorruptError("not sectors")
     return pairs.astype(np.int64)
 
 
@@ -114,9 +115,9 @@ def _from_bytes_without_care(_cls: Any, data: bytes) -> manifest.Manifest:
     try:
         document = json.loads(data)
     except ValueError as error:
-        raise manifest.CorruptError("not JSON") from error
+        raise CorruptError("not JSON") from error
     if document.get("format") != manifest.FORMAT:
-        raise manifest.UnsupportedError("another format")
+        raise UnsupportedError("another format")
     return manifest._parse(document)
 
 

@@ -10,7 +10,7 @@ import json
 import shutil
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -255,10 +255,7 @@ def _replace(place: Path, text: bytes) -> None:
     if not name or "\0" in name or ".." in name or name.startswith("/") or len(name) > 200:
         return
     path = place / name
-    if content[:1] == b"1":
-        content = sealed(name, content[1:])
-    else:
-        content = content[1:]
+    content = sealed(name, content[1:]) if content[:1] == b"1" else content[1:]
     with suppress(OSError, UnicodeEncodeError):
         path.write_bytes(content)
 
@@ -324,27 +321,30 @@ def _read_a_document(work: Path, data: bytes) -> None:
             path.unlink()
     _replace(work, data)
     name = data.partition(b"\n")[0]
+    reader = next((read for start, read in _READERS if name.startswith(start)), None)
+    if reader is None:
+        return
     with suppress(SecondSiteError), paths_within(work) as outside:
-        if name == b"journal.json":
-            _check_identity(load_identity(work / "journal.json"), work)
-        elif name == b"epoch.json":
-            _whole(load_epoch(work / "epoch.json"), "epoch")
-        elif name == b"base.json":
-            state = load_base_state(work / "base.json")
-            for number in (state.sequence, state.folding_to):
-                _whole(1 if number is None else number, "sequence")
-        elif name.startswith(b"pins/"):
-            PinStore(work / "pins").all()
-        elif name == b"applied":
-            AppliedParts(work / "applied").load()
-        elif name.startswith(b"points/"):
-            store = PointStore(work / "points")
-            for sequence in store.sequences():
-                json.dumps(store.load(sequence).info().kind)
-        elif name == b"base/vda.tbl":
-            DigestTable.open(work / "base" / "vda.tbl", KEY, writable=False).close()
+        reader(work)
     if outside:
         raise Finding(f"outside of the journal: {outside[:3]}")
+
+
+def _read_base_state(work: Path) -> None:
+    state = load_base_state(work / "base.json")
+    for number in (state.sequence, state.folding_to):
+        _whole(1 if number is None else number, "sequence")
+
+
+def _read_points(work: Path) -> None:
+    store = PointStore(work / "points")
+    for sequence in store.sequences():
+        json.dumps(store.load(sequence).info().kind)
+
+
+def _read_a_table(work: Path) -> None:
+    with suppress(FileNotFoundError):  # the store takes care of this one
+        DigestTable.open(work / "base" / "vda.tbl", KEY, writable=False).close()
 
 
 def _check_identity(identity: Identity, work: Path) -> None:
@@ -360,3 +360,15 @@ def _check_identity(identity: Identity, work: Path) -> None:
 def _whole(value: object, what: str) -> None:
     if type(value) is not int or not 1 <= value < 1 << 63:
         raise Finding(f"not a {what}: {value!r}"[:200])
+
+
+_READERS: Final[tuple[tuple[bytes, Callable[[Path], object]], ...]] = (
+    (b"journal.json", lambda work: _check_identity(load_identity(work / "journal.json"), work)),
+    (b"epoch.json", lambda work: _whole(load_epoch(work / "epoch.json"), "epoch")),
+    (b"base.json", _read_base_state),
+    (b"pins/", lambda work: PinStore(work / "pins").all()),
+    (b"applied", lambda work: AppliedParts(work / "applied").load()),
+    (b"points/", _read_points),
+    (b"base/", _read_a_table),
+)
+"""By the beginning of the file's name."""

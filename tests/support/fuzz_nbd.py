@@ -89,7 +89,9 @@ def nbd_target(folder: Path) -> Iterator[Target]:
     big.sizes = {DiskKey("vdz"): HUGE}
     thin.seal(Epoch(1), big.manifest({}).to_bytes())
     with journal, thin, journal.view(purpose="fuzz") as view, thin.view(purpose="fuzz") as thin_view:
-        exports: dict[str, ReadableDisk] = {**view.disks, **thin_view.disks}
+        exports: dict[str, ReadableDisk] = {
+            str(key): disk for found in (view, thin_view) for key, disk in found.disks.items()
+        }
         server = NbdServer(exports, folder / "never-bound")
         yield Target(
             "nbd",

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,7 +60,7 @@ class Hour:
 def hour(folder: Path) -> Figures:
     """See the module's docstring."""
     clock = TurnedClock()
-    options = {"sleep": clock.sleep, "monotonic": clock, "retries": QuickRetries()}
+    options: dict[str, Any] = {"sleep": clock.sleep, "monotonic": clock, "retries": QuickRetries()}
     with (
         network_run(folder / "net", "a cut of an hour", **options) as run,
         _service(folder / "service") as service,
@@ -113,8 +114,7 @@ def _turn_the_hour(
     failures = 0
     while clock.now < end:
         failures += 1
-        count = failures
-        _until(lambda: _failures(run.world) >= count and _waits(replicator), "a failed try")
+        _until(partial(_has_failed, run.world, replicator, failures), "a failed try")
         run.world.check_acknowledged()
         assert failures <= ATTEMPTS_MAX, "too many tries"
         left = float(replicator.status()["retry_in_s"])
@@ -129,12 +129,9 @@ def _turn_the_hour(
             replicator.wake()
 
 
-def _failures(world: NetworkWorld) -> int:
-    return int(world.items.get(ITEM).counters.get("failed_cycles", 0))
-
-
-def _waits(replicator: Replicator) -> bool:
-    return replicator.status()["retry_in_s"] is not None
+def _has_failed(world: NetworkWorld, replicator: Replicator, times: int) -> bool:
+    failed = int(world.items.get(ITEM).counters.get("failed_cycles", 0))
+    return failed >= times and replicator.status()["retry_in_s"] is not None
 
 
 def _report(service: Service, replicator: Replicator, seen: Hour, *, over: bool = False) -> None:

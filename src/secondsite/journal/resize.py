@@ -10,7 +10,6 @@ A block that the old end cut through had a digest of what was before the end; it
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -38,7 +37,7 @@ def grow(store: Store, sizes: Mapping[DiskKey, int]) -> None:
     grown = {disk: size for disk, size in sizes.items() if size > store.size(disk)}
     if not grown:
         return
-    for disk in grown:
+    for disk, size in grown.items():
         spec = store.identity.disks[disk]
         if spec.kind == "image" and spec.path.is_block_device():
             raise UnsupportedError(
@@ -46,7 +45,7 @@ def grow(store: Store, sizes: Mapping[DiskKey, int]) -> None:
                 hint="disable the item and protect its machine again",
                 disk=disk,
             )
-        _check_fits(store, disk, grown[disk])
+        _check_fits(store, disk, size)
         _check_tail(store, disk)
     disks = {
         disk: replace(spec, size=grown[disk], grown_from=spec.size) if disk in grown else spec
@@ -91,21 +90,25 @@ def refuse_smaller(store: Store, sizes: Mapping[DiskKey, int]) -> None:
 
 def _check_fits(store: Store, disk: DiskKey, size: int) -> None:
     """Try the size on a file that is thrown away: once journal.json names it, the journal has to grow before it opens again."""
+    if size > DISK_SIZE_MAX:
+        raise _too_large(disk, size, "a digest table is for less")
     probe = durable.temporary_path(store.bases / f"{disk}.raw")
     try:
-        if size > DISK_SIZE_MAX:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         with durable.naming_full_disk(probe), probe.open("xb") as file:
             os.ftruncate(file.fileno(), size)
     except OSError as error:
-        raise UnsupportedError(
-            f"disk {disk} would have {size} bytes, and the journal's file system takes no such file: {error.strerror}",
-            hint="keep the journal on a file system for larger files",
-            disk=disk,
-            size=size,
-        ) from error
+        raise _too_large(disk, size, error.strerror or str(error)) from error
     finally:
         probe.unlink(missing_ok=True)
+
+
+def _too_large(disk: DiskKey, size: int, reason: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"disk {disk} would have {size} bytes, and the journal can hold no such disk: {reason}",
+        hint="keep the journal on a file system for larger files",
+        disk=disk,
+        size=size,
+    )
 
 
 def _check_tail(store: Store, disk: DiskKey) -> None:

@@ -310,7 +310,7 @@ def _talk(
     except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError) as broken:
         # The peer may have answered before it read everything: its refusal says more than a broken pipe.
         return _early_answer(connection, broken)
-    if length != 0 and connection.sock is not None and connection.timeout is not None:
+    if length != 0 and isinstance(connection.sock, ssl.SSLSocket) and connection.timeout is not None:
         wait_for_answer(connection.sock, connection.timeout)
     return connection.getresponse()
 
