@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Feeds hostile input to everything that reads what others wrote, and shows that planted bugs are found.
 
-    .venv/bin/python tools/fuzz.py                                    # every target, 20 s each
+    .venv/bin/python tools/fuzz.py                                    # every target, 20 s each (the API: as far as it comes in that time)
     .venv/bin/python tools/fuzz.py --target journal --seconds 600 --seed 7
     .venv/bin/python tools/fuzz.py --all-bugs                         # each planted bug in turn; exit code 1 if one is not found
     .venv/bin/python tools/fuzz.py --replay FILE --target log         # one input again
@@ -15,7 +15,8 @@ import argparse
 import faulthandler
 import hashlib
 import sys
-from contextlib import nullcontext
+import time
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +26,8 @@ from support.fuzz_bugs import BUGS, Bug  # noqa: E402 - the tests' folder comes 
 from support.fuzz_loop import Outcome, fuzz, replay  # noqa: E402
 from support.fuzz_targets import TARGETS, in_memory, made  # noqa: E402
 
+API = "api"
+"""Not guided by coverage: its inputs come from the OpenAPI document."""
 NATIVE_HANG_S = 60
 """A loop in native code is ended so, with a trace of where it was."""
 
@@ -32,7 +35,7 @@ NATIVE_HANG_S = 60
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--target", action="append", choices=sorted(TARGETS), help="only these; all without it"
+        "--target", action="append", choices=[*sorted(TARGETS), API], help="only these; all without it"
     )
     parser.add_argument("--seconds", type=float, default=20.0, help="for each target or bug")
     parser.add_argument("--runs", type=int, help="most inputs for each")
@@ -48,16 +51,28 @@ def main() -> int:
         return _replay(options.target[0], options.replay)
     if options.bug or options.all_bugs:
         return _bugs(options)
-    return max(_report(_run(name, options), options.keep) for name in options.target or sorted(TARGETS))
+    return max(
+        _report(_run(name, options), options.keep) for name in options.target or [*sorted(TARGETS), API]
+    )
 
 
 def _run(name: str, options: argparse.Namespace, bug: Bug | None = None) -> Outcome:
+    if name == API:
+        return _run_api(options, bug)
     with in_memory() as folder, made(name, folder) as target, bug.planted() if bug else nullcontext():
         faulthandler.dump_traceback_later(options.seconds + NATIVE_HANG_S, exit=True)
         try:
             return fuzz(target, seed=options.seed, runs=options.runs, seconds=options.seconds)
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+
+def _run_api(options: argparse.Namespace, bug: Bug | None) -> Outcome:
+    from support.fuzz_api import ApiCampaign  # it alone needs schemathesis
+
+    end = time.monotonic() + options.seconds
+    with in_memory() as folder, closing(ApiCampaign(folder)) as api, bug.planted() if bug else nullcontext():
+        return api.run(options.runs or 20, seed=options.seed, until=lambda: time.monotonic() > end)
 
 
 def _report(outcome: Outcome, keep: Path | None) -> int:

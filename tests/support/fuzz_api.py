@@ -63,11 +63,13 @@ class ApiCampaign:
         for found in self.schema.get_all_operations():
             yield found.ok()
 
-    def run(self, examples: int, *, seed: int, until: Callable[[], bool] = lambda: False) -> Outcome:
-        """Call every operation `examples` times in each mode, until something is found. Deterministic by seed."""
+    def run(
+        self, examples: int, *, seed: int, only: str = "", until: Callable[[], bool] = lambda: False
+    ) -> Outcome:
+        """Call every operation (with `only` in its label) `examples` times in each mode, until something is found. Deterministic by seed."""
         outcome = Outcome("api", seed)
         began = time.monotonic()
-        for operation in self.operations():
+        for operation in (found for found in self.operations() if only in found.label):
             for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
                 if until():
                     break

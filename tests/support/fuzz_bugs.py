@@ -25,6 +25,7 @@ from secondsite.journal.logs import LogStore
 from secondsite.model import ids, manifest
 from secondsite.nbd import negotiation, transmission
 from secondsite.nbd import protocol as p
+from secondsite.service.usecases import setup
 from secondsite.ship import body, listener, protocol, routing
 from support import fuzz_files
 
@@ -218,6 +219,10 @@ def _acknowledged_early(_self: Any, _data: bytes, _sequence: Any) -> None:
     """A point is answered for, and written some time."""
 
 
+def _broken(*_: object, **__: object) -> Any:
+    raise KeyError("nobody thought of this")
+
+
 BUGS: Final[Mapping[str, Bug]] = {
     "log-zero-distance": Bug("log", "an endless loop on a block that leads nowhere", ((reader, "_walk_back", _walk_back_without_progress),)),
     "log-short-header": Bug("log", "an uncaught struct.error", ((fuzz_files, "read_log", _read_log_without_length),)),
@@ -245,4 +250,5 @@ BUGS: Final[Mapping[str, Bug]] = {
     "ship-json": Bug("ship", "an uncaught error from a body that is no JSON", ((routing, "parse_object", _json_without_care),)),
     "ship-early-answer": Bug("ship", "a point is acknowledged before it is written", ((points.PointStore, "write", _acknowledged_early),)),
     "ship-unbounded-part": Bug("ship", "a part longer than it claims is taken", ((listener, "_expanded", _expanded_unbounded),)),
+    "api-uncaught": Bug("api", "an uncaught error behind one route", ((setup, "create_site", _broken),)),
 }  # fmt: skip
