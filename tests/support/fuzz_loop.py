@@ -207,9 +207,9 @@ def replay(target: Target, data: bytes) -> BaseException | None:
 def _inputs(target: Target, rng: random.Random, corpus: Sequence[bytes]) -> Iterator[bytes]:
     yield from target.seeds
     while True:
-        pool = corpus or target.seeds
-        # Half of the time one of the latest finds: what was reached last is what was looked at least.
-        parent = rng.choice(pool[-8:]) if rng.random() < 0.5 else rng.choice(pool)
+        pool = [*target.seeds, *corpus]
+        # Often one of the latest finds: what was reached last is what was looked at least.
+        parent = rng.choice(pool[-8:]) if rng.random() < 0.4 else rng.choice(pool)
         yield mutated(rng, parent, rng.choice(pool), target.words, target.json_share)[:INPUT_MAX]
 
 

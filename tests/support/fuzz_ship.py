@@ -127,7 +127,7 @@ def ship_target(folder: Path) -> Iterator[Target]:
         lambda data: _play(world, data),
         _WORDS,
         memory_max=256 * MIB,
-        json_share=0.35,
+        json_share=0.5,
     )
     world.close()
 
