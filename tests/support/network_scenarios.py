@@ -123,13 +123,14 @@ def loss(folder: Path, *, size: int = 4 * MIB) -> Figures:
     with network_run(folder, "loss 1 %", size=16 * MIB) as run:
         run.line.toxics.loss = 0.01
         run.write(0, size)
-        counts = run.world.until_sealed(4)
+        counts = run.world.until_sealed(6)
         figures = run.figures(counts, f"{run.line.losses} segments lost")
         assert run.line.losses > size // 1448 // 300, "the line has lost next to nothing"
         _read_once_a_cycle(run, counts)
         # What a break costs is at most the part that it cut.
         assert counts.received <= (1 + figures.breaks) * (run.changed + LOG_OVERHEAD)
-        assert counts.committed <= run.changed + 4 * LOG_OVERHEAD, "a part was sent again that had arrived"
+        # Within a cycle nothing that arrived is sent again; a cycle that failed is.
+        assert counts.committed <= counts.attempts * (run.changed + 4 * LOG_OVERHEAD), "a part was sent again"
         return figures
 
 
