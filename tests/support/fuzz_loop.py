@@ -1,7 +1,7 @@
 """A small coverage-guided fuzzer: it keeps the inputs that reach new lines of the package under fuzz, and changes them further.
 
 Why our own and not atheris: the sequence of inputs depends on the seed alone, many targets run in one process and inside the test suite, and
-what is bounded (steps, memory, paths, silent logs) is looked at after every single input. atheris can drive the same targets (tools/fuzz.py --atheris).
+what is bounded (steps, memory, paths, silent logs) is looked at after every single input.
 
 What counts as a failure, for every target: an exception that is none of ours; more traced lines and calls than the target allows (an endless loop: counted
 in steps, not in seconds, so that a slow machine judges alike); more memory than it allows; an error that the product only logged as its own
@@ -94,11 +94,12 @@ class Tracer:
     def __enter__(self) -> Tracer:
         self.steps = 0
         self.lines = set()
+        self._before = sys.gettrace()  # the suite's own coverage, perhaps
         sys.settrace(self._call)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
+        sys.settrace(self._before)
 
     def _call(self, frame: FrameType, event: str, _argument: Any) -> Any:
         code = frame.f_code
