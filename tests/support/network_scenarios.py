@@ -128,7 +128,7 @@ def loss(folder: Path, *, size: int = 4 * MIB) -> Figures:
         assert run.line.losses > size // 1448 // 300, "the line has lost next to nothing"
         _read_once_a_cycle(run, counts)
         # What a break costs is at most the part that it cut.
-        assert counts.received <= (1 + figures.breaks) * (run.changed + LOG_OVERHEAD)
+        assert counts.received <= (1 + figures.connections) * (run.changed + LOG_OVERHEAD)
         # Within a cycle nothing that arrived is sent again; a cycle that failed is.
         assert counts.committed <= counts.attempts * (run.changed + 4 * LOG_OVERHEAD), "a part was sent again"
         return figures
@@ -154,10 +154,10 @@ def patient(folder: Path) -> Figures:
         folder, "a deep queue before a thin line", limits=Limits(stop_s=0.5), timeout_s=1.0
     ) as run:
         run.line.toxics.rate = 128.0 * KIB
-        run.write(0, 512 * KIB)
+        run.write(0, 640 * KIB)
         counts = run.world.until_sealed(1)
         _exactly_once(run, counts)
-        return run.figures(counts, "with time-outs of 1 s")
+        return run.figures(counts, "with time-outs of 2 s")
 
 
 def half_open(folder: Path) -> Figures:
