@@ -47,12 +47,25 @@ class Judge:
         self.views: list[View] = []
         self.writable: dict[Epoch, str] = {}
         self.points_read = 0
+        self.views_of: Site | None = None
+        self._least: dict[str, int] = {}
+        self._broken: list[str] = []
 
     # -- what is told --------------------------------------------------------------------------------------
 
-    def acknowledged(self, manifest: Manifest) -> None:
-        """The target has answered that it holds this point."""
+    def acknowledged(self, site: Site, manifest: Manifest) -> None:
+        """A node has answered that it holds this point."""
+        if manifest.epoch < self._least.get(site.letter, 0):
+            self._broken.append(
+                f"{site.letter} took point {manifest.sequence} of the stale epoch {manifest.epoch}"
+            )
+        if site.journals.get(ITEM).epoch < self._least.get(site.letter, 0):
+            self._broken.append(f"{site.letter} forgot an epoch that it had answered to have")
         self.due[manifest.sequence] = manifest.time
+
+    def raised(self, site: Site, epoch: int) -> None:
+        """A node has answered that nothing older than `epoch` gets in any more."""
+        self._least[site.letter] = epoch
 
     def begin_journal(self) -> None:
         """A new journal: nothing is owed yet."""
@@ -79,6 +92,8 @@ class Judge:
 
     def check(self) -> None:
         """All of it, of both sides."""
+        if self._broken:
+            raise BrokenPromiseError("; ".join(self._broken))
         for site in self._world.sites:
             if not site.dead and site.journals.exists(ITEM):
                 with site.running():

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from support.simulator.steps import COMMON, choosing, open_badly, protect
+from support.simulator.roles import check_stepped_down
+from support.simulator.steps import COMMON, ROLES, choosing, open_badly, protect
 from support.simulator.story import Story
 from support.simulator.world import World, in_hand
 
@@ -59,8 +60,10 @@ def run_seed(seed: int, steps: int = STEPS, patch: Patch = nullcontext) -> Outco
                 protect(story)
                 if world.stream("mood").random() < 0.4:
                     open_badly(story, steps // 3)
-                story.run_steps(steps - story.number, choosing(COMMON, world.stream("mood")))
+                entries = ROLES if world.stream("mood").random() < 0.5 else COMMON
+                story.run_steps(steps - story.number, choosing(entries, world.stream("mood")))
                 story.settle()
+                check_stepped_down(story)
             finally:
                 world.close()
     except Exception as error:

@@ -11,12 +11,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from secondsite.capture.fake_agent import FakeAgent
 from secondsite.capture.quiesce import Quiescer
-from secondsite.errors import TrackingLostError
+from secondsite.errors import StaleEpochError, TrackingLostError
 from secondsite.fabric.fake import FakeFabric
 from secondsite.fabric.port import PowerState
 from secondsite.journal.base import Base, BaseSpec, RawBase
@@ -26,6 +27,7 @@ from secondsite.node.config import Folders
 from secondsite.node.executor import Command, Executor
 from secondsite.node.records import ItemRecord, ItemStore, Role
 from secondsite.node.source.commands import SourceCommands
+from secondsite.node.source.fence import Fence
 from secondsite.node.source.outcome import CycleOutcome
 from secondsite.node.source.replicator import Adapters, Replicator
 from secondsite.node.target.commands import TargetCommands
@@ -57,6 +59,7 @@ class SimReceiver(JournalReceiver):
     """The real one; whoever judges learns what it has acknowledged."""
 
     sealed: Callable[[Manifest], None] = staticmethod(lambda _: None)
+    """Called with each manifest that is acknowledged."""
 
     def seal(self, item: ItemId, peer: NodeId, epoch: Epoch, manifest: bytes) -> Digest:
         """See JournalReceiver."""
@@ -182,7 +185,7 @@ class Site:
             self.items = ItemStore(self.folders.items)
             self.journals = Journals(self.folders.journal, self.open_base)
             self.receiver = SimReceiver(self.items, self.journals)
-            self.receiver.sealed = self.world.judge.acknowledged
+            self.receiver.sealed = partial(self.world.judge.acknowledged, self)
             self.replicators = SimReplicators(self)
             self.replicas = Replicas(
                 self.items, self.journals, cast("Any", self.views), self.fabric, self.folders
@@ -196,7 +199,7 @@ class Site:
                 self.fabric,
                 self.folders,
                 self.open_base,
-                clock=self.clock,
+                clock=self._adopting,
             )
             handlers = {**source.handlers(), **target.handlers()}
             self.executor = Executor(self.folders.commands, handlers, self.items, Answers())
@@ -219,6 +222,8 @@ class Site:
         self.drop_replicator()
         self.journals.close()
         if power:
+            for name in sorted(self.views.running):
+                self.views.die(name)
             self.disk.cut_power()
         else:
             self.disk.kill()
@@ -226,6 +231,20 @@ class Site:
     def clock(self) -> datetime:
         """This side's clock."""
         return self.world.time(self.skew_s)
+
+    def _adopting(self) -> datetime:
+        """The clock of an adoption, whose point is what the machine's disks hold."""
+        time = self.clock()
+        if self.machine is not None:
+            self.world.judge.record.contents[time] = self.machine.now()
+        return time
+
+    def tend(self) -> None:
+        """What the upkeep does each second: views that died are served again."""
+        record = self.record
+        if record is not None and record.failover is not None and record.role is Role.ACTIVE:
+            with self.running():
+                self.replicas.tend(ITEM)
 
     # -- what a node does ----------------------------------------------------------------------------------
 
@@ -250,7 +269,20 @@ class Site:
     def cycle(self) -> CycleOutcome:
         """Run one cycle as the replicator's thread does."""
         with self.running():
-            return self.replicator()._once(Consistency.CRASH)
+            replicator = self.replicator()
+            try:
+                return replicator._once(Consistency.CRASH)
+            except StaleEpochError as error:
+                if replicator._is_superseded(error):
+                    self._step_down()
+                raise
+
+    def _step_down(self) -> None:
+        """The other side runs the machine: what the daemon does when a replicator says so."""
+        self.replicators.running = False
+        while self.superseded:
+            epoch = self.superseded.pop()
+            Fence(self.items, cast("Any", self.replicators), self.fabric).demote(ITEM, epoch)
 
     def replicator(self) -> Replicator:
         """Return the item's replicator, made anew after a restart."""

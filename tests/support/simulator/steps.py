@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Any, Final, cast
 
 from secondsite.errors import PinnedError
 from secondsite.journal import Journal
+from secondsite.node.target.upkeep import Upkeep
+from support.simulator.roles import change_roles
 from support.simulator.site import ITEM, NAME
 from support.simulator.story import Step, Story
 
@@ -113,16 +115,17 @@ def cycle(story: Story) -> str | None:
 
 
 def maintain(story: Story) -> str | None:
-    """Retention at the target: fold, thin, collect."""
+    """Retention at the target: fold, thin, collect, as the upkeep does it."""
     target, judge = story.target, story.world.judge
     if not story.has_journal():
         return None
     record = target.items.get(ITEM)
     now = target.clock()
+    upkeep = Upkeep(target.items, target.journals, target.replicas, cast("Any", None), lambda: now)
 
     def act() -> None:
         with target.running():
-            target.journals.get(ITEM).maintain(record.policy, now)
+            upkeep.maintain(record)
 
     with target.running():
         offered = target.journals.get(ITEM).points()
@@ -187,6 +190,7 @@ def view(story: Story) -> str | None:
     with Journal.open(target.folders.journal(ITEM), writable=False, open_base=target.open_base) as journal:
         sequence = story.chance.choice([point.sequence for point in journal.points()])
         judge.views.append(journal.view(sequence, purpose="reader"))
+        judge.views_of = target
     return f"of {sequence} opens"
 
 
@@ -243,6 +247,11 @@ COMMON: Final[tuple[tuple[str, int, Step], ...]] = (
 )
 
 
+ROLES: Final = (
+    *(entry for entry in COMMON if entry[0] not in {"grow", "thin"}),
+    ("roles", 16, change_roles),
+)
+"""Stories of failovers. Disks do not grow in them: a side whose disk has grown since its last point cannot be adopted."""
 OPENING: Final[tuple[tuple[str, int, Step], ...]] = (
     ("write", 4, write),
     ("cycle", 6, cycle),

@@ -8,7 +8,7 @@ calls so that it may fall on any of them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from secondsite.errors import SecondSiteError
 from secondsite.node.records import Role
@@ -17,6 +17,14 @@ from support.simulator.disk import DiskPlan
 from support.simulator.judge import BrokenPromiseError
 from support.simulator.site import ITEM, Site
 from support.simulator.world import World
+
+
+class Operations(Protocol):
+    """What of role changes a story has to end."""
+
+    def finish(self) -> None:
+        """Bring the operation that is under way to its end, without faults."""
+
 
 Step = Callable[["Story"], str | None]
 SETTLING_MAX: Final = 8
@@ -34,6 +42,7 @@ class Story:
         self.chance = world.stream("story")
         self.lines: list[str] = []
         self.source, self.target = world.sites
+        self.service: Operations | None = None
         self.bad_link = 0.0
         self.number = 0
         self._usual: dict[str, int] = {}
@@ -97,7 +106,7 @@ class Story:
     def crash(self, site: Site, *, power: bool) -> None:
         """The node ends and begins again, perhaps cut again while it begins."""
         for _ in range(3):
-            if power and site is self.target:
+            if power and self.world.judge.views_of is site:
                 self.world.judge.close_views()
             site.restart_disk(power=power)
             self.world.judge.check_folder(site)
@@ -119,6 +128,7 @@ class Story:
             site.disk.begin(DiskPlan())
             site.boot()
         site.disk.begin(DiskPlan())
+        site.tend()
 
     # -- the course ----------------------------------------------------------------------------------------
 
@@ -151,7 +161,8 @@ class Story:
         while world.network.late:
             world.network.deliver_late()
             self.revive()
-        self.finish_operations()
+        if self.service is not None:
+            self.service.finish()
         said = "nothing was tried"
         for _ in range(SETTLING_MAX):
             said = self.act("cycle", self.source.cycle, trouble=False)
@@ -162,9 +173,6 @@ class Story:
         self.look()
         world.judge.check_converged(self.source, self.target)
         self.tell("converged")
-
-    def finish_operations(self) -> None:
-        """Bring an operation of the service that is under way to its end."""
 
     def is_replicating(self) -> bool:
         """Whether cycles run now."""
