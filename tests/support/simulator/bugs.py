@@ -38,7 +38,9 @@ from secondsite.journal import (
 from secondsite.journal.base import RawBase
 from secondsite.model.ids import Digest
 from secondsite.model.manifest import Manifest
-from secondsite.node.source import belief, cycle
+from secondsite.node.records import Role
+from secondsite.node.source import belief, commands, cycle, fence, replicator
+from secondsite.node.target import adoption, receiver
 from secondsite.ship import sender
 
 Plant = Callable[[], AbstractContextManager[Any]]
@@ -407,3 +409,64 @@ def _() -> Any:
         return real(self, manifest, checkpoint, kept)
 
     return _put(belief.Belief, "promise_point", promise)
+
+
+# -- role changes ------------------------------------------------------------------------------------------------
+
+
+@bug("stale-epoch-accepted", "nothing with an older epoch gets in, however late it arrives")
+@contextmanager
+def _() -> Iterator[None]:
+    admit = receiver.JournalReceiver._admit
+    with (
+        _put(seal, "check_epoch", _nothing),
+        _put(
+            receiver.JournalReceiver, "_admit", lambda self, item, peer, _epoch: admit(self, item, peer, None)
+        ),
+    ):
+        yield
+
+
+@bug("epoch-not-durable", "a raised epoch survives a crash")
+@contextmanager
+def _() -> Iterator[None]:
+    read = store.Store.epoch
+    kept: dict[int, Any] = {}
+    with (
+        _put(store.Store, "write_epoch", lambda self, epoch: kept.update({id(self): epoch})),
+        _put(store.Store, "epoch", lambda self: kept.get(id(self)) or read(self)),
+    ):
+        yield
+
+
+@bug("runs-after-stepping-down", "a side that stepped down is off")
+def _() -> Any:
+    return _put(fence.Fence, "ensure", lambda _self, record: record)
+
+
+@bug("last-changes-not-shipped", "a planned failover ships what was written last")
+def _() -> Any:
+    return _put(replicator.Replicator, "run_once", _nothing)
+
+
+@bug("old-disks-believed", "old disks are a point only if nobody wrote to them since")
+def _() -> Any:
+    real = adoption.Adoption._look
+    return _put(adoption.Adoption, "_look", lambda *args: (real(*args)[0], None))
+
+
+@bug("replica-bitmap-ignored", "the way back ships what the replica wrote since its boot")
+def _() -> Any:
+    real = commands.SourceCommands._resume
+
+    def resume(self: commands.SourceCommands, command: Any, item: Any) -> None:
+        known = self.items.get(item).role is Role.SOURCE
+        real(self, command, item)
+        record = self.items.get(item)
+        if known or record.acked is None or not record.acked.checkpoint:
+            return
+        machine: Any = self.replicators._site.machine  # type: ignore[attr-defined]
+        for disk in machine.capture.disks.values():
+            disk.changed[record.acked.checkpoint] = set()
+
+    return _put(commands.SourceCommands, "_resume", resume)

@@ -292,6 +292,8 @@ class _Aftermath:
         self._paths: dict[int, Path] = {}
         self._folders: dict[int, dict[str, int]] = {}
         self._links: dict[int, str] = {}
+        self._of_hypervisor: set[int] = set()
+        """Folders in which images lie: they are there with them."""
         for folder, _, _ in os.walk(root):
             here = Path(folder)
             found = {entry.name: entry.stat(follow_symlinks=False).st_ino for entry in REAL_SCANDIR(here)}
@@ -301,6 +303,8 @@ class _Aftermath:
             for name, number in found.items():
                 path = here / name
                 self._paths[number] = path
+                if name.endswith(_NAMES_KEPT):
+                    self._of_hypervisor |= {above.stat().st_ino for above in (here, *here.parents)}
                 if path.is_symlink():
                     self._links[number] = str(path.readlink())
         self._mode = chance.choice(("none", "some", "some", "all"))
@@ -316,7 +320,7 @@ class _Aftermath:
         chosen: dict[str, int] = {}
         for name in sorted({*now, *durable}):
             old, new = durable.get(name), now.get(name)
-            keep = new is not None and (new in self._links or name.endswith(_NAMES_KEPT))
+            keep = new is not None and (new in self._links or new in self._of_hypervisor)
             if old == new or keep or self._mode == "all" or name.endswith(_NAMES_KEPT):
                 pick = new
             elif self._mode == "none" or self._chance.random() < 0.5:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secondsite.errors import SecondSiteError, UnavailableError
-from secondsite.fabric.port import PowerState
 from secondsite.journal import Journal, OpenBase, PointInfo, View
 from secondsite.model.ids import Epoch
 from secondsite.model.manifest import Manifest
@@ -59,8 +58,6 @@ class Judge:
             self._broken.append(
                 f"{site.letter} took point {manifest.sequence} of the stale epoch {manifest.epoch}"
             )
-        if site.journals.get(ITEM).epoch < self._least.get(site.letter, 0):
-            self._broken.append(f"{site.letter} forgot an epoch that it had answered to have")
         self.due[manifest.sequence] = manifest.time
 
     def raised(self, site: Site, epoch: int) -> None:
@@ -112,6 +109,8 @@ class Judge:
         journal = site.journals.get(ITEM)
         offered = self.check_points(journal)
         if site.role is Role.TARGET or site.role is Role.ACTIVE:
+            if journal.epoch < self._least.get(site.letter, 0):
+                raise BrokenPromiseError(f"{site.letter} forgot an epoch that it had answered to have")
             lost = sorted(sequence for sequence, time in self.due.items() if offered.get(sequence) != time)
             if lost:
                 raise BrokenPromiseError(
@@ -171,9 +170,7 @@ class Judge:
     def _check_sides(self) -> None:
         for site in self._world.sites:
             record = None if site.dead else site.record
-            if record is None or record.role not in {Role.SOURCE, Role.ACTIVE} or not record.vm:
-                continue
-            if site.fabric.power(record.vm) is PowerState.OFF:
+            if record is None or record.role not in {Role.SOURCE, Role.ACTIVE} or not site.machine_runs():
                 continue
             first = self.writable.setdefault(record.epoch, site.letter)
             if first != site.letter:

@@ -129,21 +129,41 @@ def planned(service: Service) -> Course:
         yield Order(source, "source.release", service.epoch, {"epoch": service.epoch})
         return
     yield Order(source, "source.demote", service.epoch, {"new_epoch": service.epoch})
-    yield from _after(service, started)
+    yield from _after(service, started, cancels=story.chance.random() < 0.35)
 
 
 def unplanned(service: Service) -> Course:
     """Start the other side from what it has; the source may learn of it late, and runs until then."""
     story = service.story
     source, target = story.source, story.target
+    if story.chance.random() < 0.6:
+        strike(story)
     points = [point.sequence for point in target.journals.get(ITEM).points()]
     sequence = story.chance.choice((None, None, story.chance.choice(points)))
     started = yield from _take_over(service, {"sequence": sequence, "digest": None})
     if started is None:
         yield Order(source, "source.release", service.epoch, {"epoch": service.epoch})
         return
-    yield Order(source, "source.demote", service.epoch, {"new_epoch": service.epoch})
-    yield from _after(service, started)
+    cancels = story.chance.random() < 0.5
+    if not cancels or story.chance.random() < 0.4:  # else it hears of nothing until it is given the item back
+        yield Order(source, "source.demote", service.epoch, {"new_epoch": service.epoch})
+    yield from _after(service, started, cancels=cancels)
+
+
+def strike(story: Story) -> None:
+    """The disaster: the link dies amid a cycle, and what was sent hangs somewhere."""
+    network = story.world.network
+    before, network.mix = network.mix, ("late",)
+    bad, story.bad_link = story.bad_link, 0.3
+    write(story)
+    story.tell(f"   disaster: cycle {story.act('cycle', story.source.cycle, story.source, story.target)}")
+    network.mix, story.bad_link = before, bad
+
+
+def write(story: Story) -> None:
+    """The source's guest writes once more."""
+    if story.source.machine is not None and story.source.machine_runs():
+        story.source.machine.write(story.chance)
 
 
 def _take_over(
@@ -165,16 +185,18 @@ def _take_over(
     return started
 
 
-def _after(service: Service, started: Mapping[str, Any]) -> Course:
+def _after(service: Service, started: Mapping[str, Any], *, cancels: bool) -> Course:
     """After a takeover: the machine runs at the target for a while; then cancel, or commit and reverse."""
     story, epoch = service.story, service.epoch
     source, target, judge = story.source, story.target, story.world.judge
-    if story.chance.random() < 0.35:
+    if cancels:
         yield Order(target, "target.abandon", epoch + 1, {"epoch": epoch, "next_epoch": epoch + 1})
         service.epoch = epoch + 1
         target.machine = None
         judge.raised(target, epoch + 1)
         judge.pinned.pop("failover", None)
+        while story.world.network.late and story.chance.random() < 0.8:
+            story.world.network.deliver_late()
         yield Order(source, "source.release", epoch + 1, {"epoch": epoch + 1, "start": True})
         return
     highest = max(started["sequence"], *(point.sequence for point in target.journals.get(ITEM).points()))

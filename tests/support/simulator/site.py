@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from secondsite.capture.fake_agent import FakeAgent
 from secondsite.capture.quiesce import Quiescer
-from secondsite.errors import StaleEpochError, TrackingLostError
+from secondsite.errors import SecondSiteError, StaleEpochError, TrackingLostError
 from secondsite.fabric.fake import FakeFabric
 from secondsite.fabric.port import PowerState
 from secondsite.journal.base import Base, BaseSpec, RawBase
@@ -243,7 +243,7 @@ class Site:
         """What the upkeep does each second: views that died are served again."""
         record = self.record
         if record is not None and record.failover is not None and record.role is Role.ACTIVE:
-            with self.running():
+            with self.running(), suppress(SecondSiteError):  # the upkeep complains and tries again
                 self.replicas.tend(ITEM)
 
     # -- what a node does ----------------------------------------------------------------------------------
@@ -358,7 +358,7 @@ class Site:
         """Whether the guest can write."""
         record = None if self.dead else self.record
         vm = "" if record is None else record.vm
-        return bool(vm) and self.fabric.power(vm) is PowerState.RUNNING
+        return any(one.uuid == vm and one.power is PowerState.RUNNING for one in self.fabric.inventory().vms)
 
     def close(self) -> None:
         """End the process in order, for good."""

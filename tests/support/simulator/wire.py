@@ -30,7 +30,7 @@ from secondsite.ship.routing import CLOSE_KEY, STREAM_KEY, WsgiApp
 from support.power import PowerCutError
 
 FATES: Final = ("lost", "cut", "unanswered", "late", "twice", "flipped")
-MIXES: Final = (FATES, FATES, ("late", "unanswered"), ("late",), ("lost", "cut"))
+MIXES: Final = (FATES, FATES, ("late", "unanswered"), ("late",), ("flipped", "cut"))
 """A story has one of these: some links only lose, others only delay."""
 LATE_MAX: Final = 6
 
