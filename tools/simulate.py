@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from support.simulator.run import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
-SEEDS_PER_BUG = 150
+SEEDS_PER_BUG = 200
 
 
 def main() -> int:

@@ -17,14 +17,22 @@ AT_ONCE = 8
 QUICKLY_CAUGHT = {
     "skipped-fsync": 0,
     "skipped-name-sync": 1,
-    "skipped-log-sync": 0,
-    "acknowledged-before-sealed": 0,
-    "torn-manifest-accepted": 0,
-    "swapped-extent-order": 0,
-    "lost-zero-extent": 0,
+    "skipped-log-sync": 1,
+    "skipped-base-sync": 1,
+    "skipped-table-sync": 1,
+    "acknowledged-before-sealed": 1,
+    "digest-not-checked": 3,
+    "torn-manifest-accepted": 1,
+    "swapped-extent-order": 6,
+    "lost-zero-extent": 5,
+    "fold-before-pin": 1,
+    "prune-before-fold": 5,
+    "thin-forgets-digests": 2,
+    "grown-block-not-computed": 1,
     "compare-skips-a-block": 0,
     "wrong-extent-length": 0,
-    "part-counted-twice": 0,
+    "part-counted-twice": 3,
+    "suspects-forgotten": 5,
 }
 """Bugs, and a seed from which on they are looked for; `tools/simulate.py --all-bugs` plants all of them."""
 LOOKED_FOR_MAX = 12

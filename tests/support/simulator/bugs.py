@@ -287,11 +287,6 @@ def _() -> Any:
     return _put(folding, "points_after", lambda *args: real(*args)[::-1])
 
 
-@bug("partial-block-not-read-back", "the digest of a partly written block is that of the whole block")
-def _() -> Any:
-    return _put(apply._Cells, "of_partial", _nothing)
-
-
 @bug("wrong-end-of-disk", "a disk's short last block counts as whole")
 def _() -> Any:
     def whole(self: Any, start: int, length: int) -> tuple[int, int]:

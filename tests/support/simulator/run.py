@@ -60,7 +60,7 @@ def run_seed(seed: int, steps: int = STEPS, patch: Patch = nullcontext) -> Outco
                 protect(story)
                 if world.stream("mood").random() < 0.4:
                     open_badly(story, steps // 3)
-                entries = ROLES if world.stream("mood").random() < 0.5 else COMMON
+                entries = ROLES if world.stream("mood").random() < 0.4 else COMMON
                 story.run_steps(steps - story.number, choosing(entries, world.stream("mood")))
                 story.settle()
                 check_stepped_down(story)

@@ -184,6 +184,7 @@ def view(story: Story) -> str | None:
         return None
     if len(judge.views) > 1 or (judge.views and story.chance.random() < 0.4):
         gone = judge.views.pop(story.chance.randrange(len(judge.views)))
+        judge.check_view(gone)
         gone.close()
         return f"of {gone.sequence} closes"
     # A process of its own: it outlives the node's.
@@ -237,7 +238,7 @@ COMMON: Final[tuple[tuple[str, int, Step], ...]] = (
     ("view", 3, view),
     ("late", 3, arrive_late),
     ("crash", 3, crash),
-    ("grow", 2, grow),
+    ("grow", 4, grow),
     ("tracking", 1, lose_tracking),
     ("clock", 1, jump),
     ("time", 1, time_passes),
