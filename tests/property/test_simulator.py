@@ -12,7 +12,7 @@ import pytest
 from support.simulator.bugs import BUGS
 from support.simulator.run import STEPS, Outcome, run_seed
 
-SEEDS = 48
+SEEDS = 80
 AT_ONCE = 8
 QUICKLY_CAUGHT = {
     "skipped-fsync": 0,
@@ -49,7 +49,7 @@ def test_every_promise_is_kept_in_stories_of_faults(first: int) -> None:
         outcome = run_seed(seed)
         assert not outcome.failure, replay(outcome)
         read += outcome.points_read
-    assert read > 100 * AT_ONCE  # a story that does nothing keeps all promises, too
+    assert read > 20 * AT_ONCE  # a story that does nothing keeps all promises, too
 
 
 @pytest.mark.parametrize("bug", sorted(QUICKLY_CAUGHT))
