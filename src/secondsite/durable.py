@@ -185,6 +185,18 @@ def allocated_ranges(fd: int, size: int, start: int = 0) -> Iterator[tuple[int, 
         yield data, offset - data
 
 
+def write_again(fd: int, size: int) -> None:
+    """Have a file written again, as it reads now; for after a sync that failed. Not durable until the file is synced.
+
+    The kernel drops what it could not write, goes on showing it as the file's contents, and tells of the error once: a
+    retry that writes only what differs would write nothing, and its sync would say yes.
+    """
+    for offset, length in allocated_ranges(fd, size):
+        at, end = offset, offset + length
+        while at < end:
+            at += os.pwrite(fd, os.pread(fd, min(_COPY_CHUNK, end - at), at), at)
+
+
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Make [offset, offset + length) read as zeros and give its space back; the file's size stays.
 

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from secondsite.errors import UnavailableError
+from secondsite.node.records import ItemStore, Role
 from support.cycle_world import ITEM, VDA, VDB, Machine, World, small_batches
 from support.foreign_points import diverge
+from support.journals import ITEM as ITEM_OF_ROLES
 from support.power import AFTERMATHS, PowerCutError, power, unsynced
+from support.role_world import SourceSide
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 
@@ -114,3 +117,24 @@ def cut(place: Path, machine: Machine, step: int) -> int:
     world.close()
     shutil.rmtree(place / "cut")
     return supply.steps if ended else step + 4
+
+
+def test_an_item_that_was_taken_for_a_source_is_known_after_a_power_cut(tmp_path: Path) -> None:
+    """Its folder had been made for the digest tables, and nobody synced its name: the order was answered, the item gone."""
+    side = SourceSide(tmp_path / "w")
+    side.items.remove(ITEM_OF_ROLES)
+    with power(tmp_path / "w", None) as supply:
+        side.act(
+            "source.start",
+            vm=side.vm,
+            name="web",
+            digest_key=bytes(32).hex(),
+            disks=[VDA],
+            policy={},
+            target={"node": "other", "host": "127.0.0.1", "port": 1},
+        )
+    found = ItemStore(supply.aftermath("cut", tmp_path / "after") / "state" / "items")
+    supply.close()
+    assert found.get(ITEM_OF_ROLES).role is Role.SOURCE
+    assert (found.folder(ITEM_OF_ROLES) / "digests" / f"{VDA}.tbl").exists()
+    side.close()

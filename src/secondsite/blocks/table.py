@@ -231,10 +231,14 @@ class DigestTable:
     # -- the file --------------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Make all changes durable."""
+        """Make all changes durable. After an error, the same changes may be made again: nothing is taken for written."""
         if self.writable:
             with durable.naming_full_disk(self.path):
-                durable.fsync_file(self._fd)
+                try:
+                    durable.fsync_file(self._fd)
+                except OSError:
+                    durable.write_again(self._fd, _length(self.disk_size))  # a retry puts only what differs
+                    raise
 
     def resize(self, disk_size: int) -> None:
         """Follow the disk: blocks that appear are zeros; a last block that was or becomes short is unknown."""

@@ -100,8 +100,9 @@ class _Output:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if error is None:
-            self._flush()
-            self._end_log()
+            with self._stack:  # the log that is open learns of it if its last write fails
+                self._flush()
+                self._end_log()
             return False
         return bool(self._stack.__exit__(kind, error, trace))  # type: ignore[arg-type]
 

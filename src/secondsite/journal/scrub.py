@@ -238,7 +238,7 @@ def _check_base(
         proof = BaseProof(base, table, store.key, frozenset())
         wrong: tuple[int, int, str] | None = None
         checked = 0  # two extents may share a block
-        for start, length in proof.data_extents(0, base.size):
+        for start, length in proof.data_extents(0, min(base.size, table.disk_size)):
             end = -(-(start + length) // BLOCK)
             for at in range(max(start // BLOCK, checked), end, _CHUNK // BLOCK):
                 blocks = min(_CHUNK // BLOCK, end - at)
@@ -266,11 +266,14 @@ def _check_base(
 
 
 def _in_flux(store: Store, disk: DiskKey, state: BaseState, chain: Chain) -> set[int]:
-    """Return the blocks that an unfinished fold writes; the logs that shadow them are proven by themselves."""
+    """Return the blocks that an unfinished fold writes (the logs that shadow them are proven by themselves), and the one
+    at the old end of a disk that grows.
+    """
+    growing = set(store.block_in_growth(disk))
     if state.folding_to is None or state.sequence is None:
-        return set()
+        return growing
     index, _ = store.merged_index(points_after(chain, state.sequence, state.folding_to), disk)
-    return {block for first, last in touched_blocks(index).tolist() for block in range(first, last)}
+    return growing | {block for first, last in touched_blocks(index).tolist() for block in range(first, last)}
 
 
 def _describe(found: int, cell: int) -> str:

@@ -16,6 +16,7 @@ from secondsite.journal.logs import LogStore, StoredFile, files_of
 from secondsite.journal.pins import PinStore
 from secondsite.journal.points import Chain, PointStore, StoredPoint
 from secondsite.model.ids import DiskKey, Epoch, Sequence
+from secondsite.model.units import BLOCK
 
 
 class Store:
@@ -77,13 +78,17 @@ class Store:
         return self._open_base(self._spec(disk), writable)
 
     def open_table(self, disk: DiskKey, *, writable: bool) -> DigestTable:
-        """Open a disk's digest table; a missing one, or one of another disk's size, is damage."""
+        """Open a disk's digest table; a missing one, or one of another disk's size, is damage.
+
+        While a disk grows, who reads may find the table of its old size: nothing that can be read is behind that.
+        """
         path = self.table_path(disk)
         try:
             table = DigestTable.open(path, self.key, writable=writable)
         except FileNotFoundError as error:
             raise CorruptError(f"the digest table {path.name} is missing", path=str(path)) from error
-        if table.disk_size != self.size(disk):
+        growing = not writable and table.disk_size == self._spec(disk).grown_from
+        if table.disk_size != self.size(disk) and not growing:
             table.close()
             raise CorruptError(
                 f"the digest table {path.name} is one of {table.disk_size} bytes", path=str(path)
@@ -92,6 +97,11 @@ class Store:
 
     def table_path(self, disk: DiskKey) -> Path:
         return self.bases / f"{disk}.tbl"
+
+    def block_in_growth(self, disk: DiskKey) -> frozenset[int]:
+        """Return the block that the old end of a growing disk cuts through: its digest is of the old or the new size, or unknown."""
+        old = self._spec(disk).grown_from
+        return frozenset() if old is None or old % BLOCK == 0 else frozenset({old // BLOCK})
 
     def merged_index(
         self, points: Iterable[StoredPoint], disk: DiskKey

@@ -153,17 +153,18 @@ class BaseProof:
     def __init__(self, base: Base, table: DigestTable, key: bytes, doubtful: frozenset[int]) -> None:
         """`doubtful`: blocks that a fold which is under way covers in part, so that the cell may be ahead or behind."""
         self._base = base
+        self._size = min(base.size, table.disk_size)  # the table of a growing disk may be the old one
         self._doubtful = doubtful
         self._table = table
         self._key = key
         ranges = np.array(list(table.nonzero_ranges()), np.int64).reshape(-1, 2)
         self._starts = ranges[:, 0] * BLOCK
-        self._ends = np.minimum((ranges[:, 0] + ranges[:, 1]) * BLOCK, base.size)
+        self._ends = np.minimum((ranges[:, 0] + ranges[:, 1]) * BLOCK, self._size)
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         end = offset + len(buffer)
         first, last = offset // BLOCK, -(-end // BLOCK)
-        start, stop = first * BLOCK, min(last * BLOCK, self._base.size)
+        start, stop = first * BLOCK, min(last * BLOCK, self._size)
         if (start, stop) == (offset, end):
             self._base.readinto(offset, buffer)
             self._compare(first, buffer)
@@ -198,7 +199,7 @@ class BaseProof:
             offset = (first + int(wrong[0])) * BLOCK
             if first + int(wrong[0]) in self._doubtful:
                 raise UnavailableError(
-                    f"a fold is under way, so the base at {offset} cannot be compared now",
+                    f"a fold or a growth is under way, so the base at {offset} cannot be compared now",
                     hint="try again when it has ended; if nothing runs, open the journal for writing once",
                     offset=offset,
                 )
@@ -298,10 +299,11 @@ def find(offered: list[StoredPoint], sequence: Sequence | None, damage: CorruptE
 
 
 def doubtful_blocks(store: Store, key: DiskKey, folding: list[StoredPoint]) -> frozenset[int]:
-    """Return the blocks that a fold of these points covers in part."""
+    """Return the blocks that a fold of these points covers in part, and the one that a growth cuts through."""
+    growing = store.block_in_growth(key)
     if not folding:
-        return frozenset()
-    return frozenset(partial_blocks(store.merged_index(folding, key)[0], store.size(key)))
+        return growing
+    return growing.union(partial_blocks(store.merged_index(folding, key)[0], store.size(key)))
 
 
 def _check_files(

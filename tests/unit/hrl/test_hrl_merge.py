@@ -119,6 +119,33 @@ def test_a_log_that_ends_early_leaves_nothing_that_reads_as_a_log():
             read(log)
 
 
+def test_a_log_whose_last_write_fails_is_left_to_its_factory_at_once():
+    """The last entry is written when all is done; the open file stayed open until it was collected, with data in its buffer."""
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            if len(data) == 4096 and bytes(data) == b"z" * 4096:
+                raise OSError(28, "no space")
+            return super().write(data)
+
+    class Disk(Sink):
+        @contextmanager
+        def __call__(self):
+            file = Full()
+            self.files.append(file)
+            try:
+                yield LogWriter(file, disk_size=DISK_SIZE, unique_id=LOG_ID, previous_id=None, time=TIME)
+            except BaseException:
+                self.failed += 1
+                raise
+
+    sink = Disk()
+    with pytest.raises(OSError, match="no space") as caught:
+        merge_layers([layer(build_log([(0, b"z" * 4096)]))], sink)
+    assert caught.value is not None
+    assert (len(sink.files), sink.failed) == (1, 1)
+
+
 @pytest.mark.parametrize("data_max", [0, 511, 1000])
 def test_a_log_size_that_is_no_multiple_of_a_sector_is_refused(data_max):
     with pytest.raises(InvalidInputError):
