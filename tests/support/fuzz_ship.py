@@ -159,6 +159,9 @@ def _seeds(log: bytes, manifest: bytes, empty: bytes) -> Iterator[bytes]:
     yield b"source POST " + item + b"/digests\n\n" + digests
     yield b"source POST " + item + b"/initial\nX-Chunked: 1\n\n" + initial
     yield point.replace(manifest, empty)
+    # What was found once, or is the plainest lie: never again unseen.
+    yield point.replace(manifest, empty.replace(b'"sequence":2', b'"sequence":10000000000000000'))
+    yield part.replace(b"@L", b"7") + b"\n" + log
     yield part + b"\n" + log + _NEXT + point.replace(b'"sequence":2', b'"sequence":9')
 
 
