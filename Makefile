@@ -1,7 +1,8 @@
 # Everything a newcomer needs: `make demo` and `make test`. Both install what is missing and can be run again.
 SHELL := /bin/bash
 PY := .venv/bin/python
-.PHONY: setup setup-test demo test check fast bench lab clean
+.PHONY: setup setup-test demo test check fast soak bench lab clean
+SEEDS ?= 500
 
 setup:
 	@tools/setup.sh demo
@@ -20,6 +21,9 @@ check: setup         ## format, lint, types, import contracts
 
 fast: setup-test     ## checks and the tests that need no hypervisor
 	@tools/reaping.py tools/test.sh fast
+
+soak: setup-test     ## every proof, long (docs/design/proofs.md): make soak SEEDS=500
+	@tools/reaping.py tools/soak.sh $(SEEDS)
 
 bench: setup-test    ## our figures beside a peer's, as ratios
 	@tools/reaping.py $(PY) bench/run.py
