@@ -17,7 +17,9 @@ import termios
 def wait_for_answer(sock: ssl.SSLSocket, timeout_s: float) -> None:
     """Return when there is something to read, or raise TimeoutError after `timeout_s` in which nothing left and nothing came."""
     left = _unacknowledged(sock)
-    while not sock.pending() and not select.select([sock], [], [], timeout_s)[0]:
+    readable = select.poll()  # not select(): a node may hold more than 1024 descriptors
+    readable.register(sock, select.POLLIN)
+    while not sock.pending() and not readable.poll(timeout_s * 1000):
         now = _unacknowledged(sock)
         if now >= left:
             raise TimeoutError("timed out")

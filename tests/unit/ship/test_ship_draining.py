@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -92,3 +94,18 @@ def test_a_peer_that_takes_nothing_is_given_up_after_one_time_out(
     leaving(monkeypatch, left)
     with pytest.raises(TimeoutError):
         draining.wait_for_answer(pair[0], STEP_S)
+
+
+def test_a_node_that_holds_more_than_1024_descriptors_waits_as_well(
+    pair: tuple[Any, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = pair
+    theirs.sendall(b"answer")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    try:
+        with socket.socket(fileno=fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD, 2000)) as high:
+            leaving(monkeypatch, 1)
+            draining.wait_for_answer(Plain(high), STEP_S)  # type: ignore[arg-type]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
