@@ -1,31 +1,40 @@
-"""All benchmarks, one after the other: `make bench`. Each prints our figure beside a peer's from the same run.
+"""All benchmarks, one after the other: `make bench`. Each prints our figures beside a peer's from the same run.
 
-Arguments are the names of benchmarks to run (default: all but the long ones); `--long` adds those.
-No figure here gates anything: machines are noisy, ratios are what to look at.
+    python bench/run.py [NAME...]
+
+Ends with the table of all rows (bench/report.py), with date and machine. No figure here gates anything: machines are
+noisy, ratios are what to look at. A benchmark that breaks does.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-SHORT = ("ship", "view", "cycle")
-LONG = ("rpo",)
+sys.path.insert(0, str(Path(__file__).parent))
+from report import ROWS_VARIABLE, Row, table
+
+NAMES = ("ship", "view", "cycle", "rpo")
 
 
 def main() -> int:
     """Run the benchmarks; return the worst exit code."""
-    wanted = [name for name in sys.argv[1:] if not name.startswith("-")]
-    names = wanted or [*SHORT, *(LONG if "--long" in sys.argv else ())]
+    names = sys.argv[1:] or NAMES
+    if unknown := set(names) - set(NAMES):
+        print(f"there is no benchmark {', '.join(unknown)}: choose of {', '.join(NAMES)}", file=sys.stderr)
+        return 2
     worst = 0
-    for name in names:
-        script = Path(__file__).parent / f"{name}.py"
-        if not script.exists():
-            print(f"there is no benchmark {name}: choose of {', '.join((*SHORT, *LONG))}", file=sys.stderr)
-            return 2
-        print(f"\n== {name}", flush=True)
-        worst = max(worst, subprocess.run([sys.executable, str(script)]).returncode)
+    with tempfile.NamedTemporaryFile("r") as rows:
+        for name in names:
+            print(f"\n== {name}", flush=True)
+            script = Path(__file__).parent / f"{name}.py"
+            done = subprocess.run([sys.executable, str(script)], env={**os.environ, ROWS_VARIABLE: rows.name})
+            worst = max(worst, abs(done.returncode))
+        print("\n" + table([Row(**json.loads(line)) for line in rows]))
     return worst
 
 
