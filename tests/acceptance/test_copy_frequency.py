@@ -17,7 +17,7 @@ BENCH = Path(__file__).parents[2] / "bench" / "rpo.py"
 
 
 def test_the_newest_point_is_young_at_any_time(lab: LabStory) -> None:
-    guest = lab.guest("young", rate=200)
+    guest = lab.guest("young", rate=100, churn=4)
     guest.start().close()
     lab.protect(guest.name)
     lab.wait_for_points(guest.name)

@@ -22,7 +22,7 @@ ATTEMPTS = 5
 
 @pytest.fixture
 def guest(lab: LabStory) -> Iterator[LabGuest]:
-    guest = lab.guest("frozen", rate=100, agent=True)
+    guest = lab.guest("frozen", rate=60, churn=4, agent=True)
     guest.start().close()
     until(lambda: "state='connected'" in guest.domain("primary").XMLDesc(), "the agent connects")
     lab.protect(guest.name)

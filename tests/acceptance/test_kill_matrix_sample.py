@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.fault, pytest.mark.timeout(300
 def test_an_operation_with_a_kill_in_it_ends_right(lab: LabStory) -> None:
     seed = os.environ.get("SECONDSITE_SEED", "4")
     draw = random.Random(seed)
-    guest = lab.guest("sample", rate=200)
+    guest = lab.guest("sample", rate=60)
     guest.start().close()
     matrix = Matrix(lab, guest)
     lab.protect(guest.name)

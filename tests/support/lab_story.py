@@ -268,7 +268,8 @@ class LabStory:
         *,
         count: int = 2,
         size: int = 96 * MIB,
-        rate: int = 60,
+        rate: int = 30,
+        churn: int = 1,
         record_area: int = 4 * MIB,
         agent: bool = False,
         say: bool = False,
@@ -282,7 +283,17 @@ class LabStory:
             hypervisor.own(disk)
         networks = ["lab-prod"] if hypervisor.has_networks else []
         self.connection("primary").defineXML(
-            domain_xml(name, files, disks, rate=rate, networks=networks, agent=agent, say=say, follow=follow)
+            domain_xml(
+                name,
+                files,
+                disks,
+                rate=rate,
+                churn=churn,
+                networks=networks,
+                agent=agent,
+                say=say,
+                follow=follow,
+            )
         )
         return LabGuest(self, name)
 

@@ -79,7 +79,7 @@ class Demo:
         connection = home.connect()
         try:
             networks = ["lab-prod"] if home.has_networks else []
-            xml = domain_xml(NAME, files, images, rate=200, networks=networks)
+            xml = domain_xml(NAME, files, images, rate=100, networks=networks)
             connection.defineXML(xml).create()
         finally:
             connection.close()

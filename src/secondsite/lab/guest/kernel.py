@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from secondsite.errors import UnavailableError, UnsupportedError
+from secondsite.lab.guest.uncompressed import uncompressed
 
 _META_PACKAGE: Final = "linux-image-cloud-amd64"
 MODULES: Final = (
@@ -107,8 +108,22 @@ def _kernel(folder: Path) -> Kernel:
             hint="delete this folder, so that the kernel is fetched again",
         )
     return Kernel(
-        folder.name.removeprefix("linux-image-"), folder / "vmlinuz", tuple(files[name] for name in MODULES)
+        folder.name.removeprefix("linux-image-"), _image(folder), tuple(files[name] for name in MODULES)
     )
+
+
+def _image(folder: Path) -> Path:
+    """The kernel as an emulated processor starts it soonest, unpacked on first use."""
+    packed, unpacked = folder / "vmlinuz", folder / "vmlinux"
+    if unpacked.exists():
+        return unpacked
+    content = uncompressed(packed.read_bytes())
+    if content is None:
+        return packed
+    temporary = unpacked.with_name(f"vmlinux.tmp-{secrets.token_hex(4)}")
+    temporary.write_bytes(content)
+    temporary.rename(unpacked)
+    return unpacked
 
 
 def _run(command: list[str], cwd: Path | None = None) -> str:
