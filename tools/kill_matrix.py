@@ -34,6 +34,7 @@ from support.kill_matrix import ORDER, Broken, Matrix  # noqa: E402 - the tests'
 from support.kill_table import Cell, keep, kept, standing, table  # noqa: E402
 from support.kill_victims import Victim  # noqa: E402
 from support.lab_story import running_lab  # noqa: E402
+from support.wire_meter import metered  # noqa: E402
 
 if TYPE_CHECKING:
     from support.lab_story import LabStory
@@ -57,7 +58,8 @@ Nobody helps otherwise. The number says how often.
   (`secondsite point drop-diverged`), before the next commit. It cost a compare, and nothing else.
 - Empty: there is no such process then, or the task is shorter than one can look.
 
-In every cell: at no time two running copies; the guest runs on exactly the right side; after a failover it went on with the very next record after the old side's disks, or after the point that the job names; the next recovery point holds
+In every cell: what went over the wire between the nodes, counted outside of them, is what the points that were sealed meanwhile changed, and at most one cycle's changes again (none where the service or a view server
+died; up to 256 KiB of protocol, and 64 KiB to a point, beside it; kills before commit METER were not counted). At no time two running copies; the guest runs on exactly the right side; after a failover it went on with the very next record after the old side's disks, or after the point that the job names; the next recovery point holds
 every record up to its last one, on all disks. "Node that runs it" is the node of the side where the guest ran when the operation began, "a QEMU that starts" one that did not run then: it is killed while libvirt
 starts it, "its QEMU" once libvirt says that it runs. Short tasks were held up by stopping the node that does them. A view server is killed in a commit only if the
 commit follows the failover at once and the disks are large enough to still need it (512 MiB here): those kills were made by `Matrix.operate` of tests/support/kill_matrix.py in a row of failovers.
@@ -112,10 +114,11 @@ def main() -> int:
 
 def _in_one_lab(options: Any, rounds: list[tuple[int, Victim]], deadline: float) -> None:
     """Run rounds, and take them off the list, until they are done or an end state was wrong."""
-    with running_lab() as lab:
+    with running_lab() as lab, metered(lab) as meter:
+        lab.policy(compression=False)
         guest = lab.guest("matrix", rate=200)
         guest.start().close()
-        matrix = Matrix(lab, guest, seed=options.seed)
+        matrix = Matrix(lab, guest, meter, seed=options.seed)
         try:
             while rounds and time.monotonic() < deadline:
                 number, victim = rounds.pop(0)

@@ -14,6 +14,7 @@ from support.kill_matrix import Matrix, a_short_round
 from support.kill_table import NOT_HIT
 from support.kill_victims import Victim
 from support.lab_story import LabStory
+from support.wire_meter import metered
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.fault, pytest.mark.timeout(300)]
 
@@ -23,11 +24,13 @@ def test_an_operation_with_a_kill_in_it_ends_right(lab: LabStory) -> None:
     draw = random.Random(seed)
     guest = lab.guest("sample", rate=60)
     guest.start().close()
-    matrix = Matrix(lab, guest)
-    lab.protect(guest.name)
-    lab.wait_for_points(guest.name)
-    for operation in a_short_round():
-        matrix.operate(operation, draw.choice(list(Victim)), draw.randrange(4))
+    lab.policy(compression=False)
+    with metered(lab) as meter:
+        matrix = Matrix(lab, guest, meter)
+        lab.protect(guest.name)
+        lab.wait_for_points(guest.name)
+        for operation in a_short_round():
+            matrix.operate(operation, draw.choice(list(Victim)), draw.randrange(4))
     print(f"\nseed {seed}:", *matrix.cells, sep="\n")
     assert any(cell.outcome != NOT_HIT for cell in matrix.cells), "nobody was killed: take another seed"
     guest.domain("primary").destroy()

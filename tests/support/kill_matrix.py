@@ -24,9 +24,11 @@ import libvirt
 
 from secondsite.errors import SecondSiteError
 from secondsite.lab.records import check_records
+from support.kill_bytes import KillBytes
 from support.kill_table import NOT_HIT, Cell
 from support.kill_victims import Kill, Strike, Victim, runs, strike
 from support.lab_story import LabGuest, LabStory, until
+from support.wire_meter import WireMeter
 
 JOB_S = 300.0
 ABSENT_S = 3.0
@@ -134,9 +136,10 @@ class Broken(AssertionError):
 class Matrix:
     """Runs rounds on a lab and collects their cells."""
 
-    def __init__(self, lab: LabStory, guest: LabGuest, seed: int = 0) -> None:
+    def __init__(self, lab: LabStory, guest: LabGuest, meter: WireMeter, seed: int = 0) -> None:
         self.lab = lab
         self.guest = guest
+        self._bytes = KillBytes(lab, guest, meter)
         self.cells: list[Cell] = []
         self._random = random.Random(seed)
         self._tasks: dict[str, list[str]] = {}
@@ -179,6 +182,7 @@ class Matrix:
         here = "primary" if self.guest.active("primary") else "secondary"
         self._item = self.lab.item(self.guest.name)["id"]
         task, kill, outcome, problems = "-", None, NOT_HIT, list[str]()
+        self._bytes.begin()
         with self._watched() as both:
             if victim is None:
                 job_id = self._begin(operation)
@@ -199,6 +203,7 @@ class Matrix:
                 by_hand = operation.runs in self._crashed and self._started_by_hand(operation)
                 outcome += ", started by hand" if by_hand else ""
                 problems += self._judge(operation, job, by_hand=by_hand)
+                problems += self._bytes.problems(kill and kill.victim)
                 if (job["result"] or {}).get("base") == "diverged":
                     # Cut while it looked: nobody knows any more that nobody wrote. An operator does, and gives it up.
                     self.lab.cli("point", "drop-diverged", self.guest.name)
@@ -209,7 +214,9 @@ class Matrix:
         problems += both
         if victim is not None:
             seconds = round(time.monotonic() - began, 1)
-            self.cells.append(Cell(operation.name, moment, task, victim, outcome, seconds, problems))
+            cell = Cell(operation.name, moment, task, victim, outcome, seconds, problems)
+            cell.changed, cell.resent = self._bytes.changed, self._bytes.resent
+            self.cells.append(cell)
         if problems:
             raise Broken(f"{operation.name}: {problems}")
 
@@ -332,6 +339,8 @@ class Matrix:
         item = until(lambda: self.lab.item(name), "the item")
         if item["state"] != operation.after:
             problems.append(f"the item is {item['state']}, not {operation.after}")
+        if operation.after != "protected":
+            self._bytes.end()
         if operation.name == "planned-failover":
             problems += self._goes_on_after(check_records(self.guest.disks(other)), operation.runs, by_hand)
         elif operation.after == UNPLANNED:
@@ -341,6 +350,7 @@ class Matrix:
                 disk.unlink()
         if operation.after == "protected":
             sequence = self.lab.wait_for_points(name, site=other, timeout_s=120)
+            self._bytes.end()  # at once: the next cycle is some seconds away
             self.lab.check_point(name, sequence, other)
         return problems
 

@@ -26,6 +26,10 @@ class Cell:
     problems: list[str] = field(default_factory=list)
     commit: str = ""
     time: str = ""
+    changed: int = 0
+    """Bytes that differ between the points that were sealed meanwhile."""
+    resent: int = 0
+    """Bytes on the wire beyond those."""
 
 
 def keep(path: Path, cells: Iterable[Cell], *, commit: str, time: str) -> None:

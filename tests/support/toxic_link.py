@@ -52,9 +52,11 @@ class Toxics:
 
 
 class ToxicLink:
-    """Relays 127.0.0.1:`port` to `target`; a context manager."""
+    """Relays 127.0.0.1:`port` (a free one unless given) to `target`; a context manager."""
 
-    def __init__(self, target: tuple[str, int], toxics: Toxics | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self, target: tuple[str, int], toxics: Toxics | None = None, *, seed: int = 0, port: int = 0
+    ) -> None:
         self.toxics = toxics or Toxics()
         self.flip_at: list[int] = []
         self.up = 0
@@ -70,7 +72,7 @@ class ToxicLink:
         self._pairs: dict[int, tuple[socket.socket, socket.socket]] = {}
         self._ends: dict[int, int] = {}
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         # As on a real line: loopback's own segments of 64 KiB would let the client's kernel take megabytes that the line has not carried.
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)

@@ -102,6 +102,8 @@ class Disaster:
         stage.claims.check("the old side's own writes are kept as a point", len(kept) == 1, len(kept))
         diverged = int(kept[0]["sequence"])
         first = min(int(point["sequence"]) for point in points if int(point["sequence"]) > diverged)
+        # Before anything that takes long: the source tells of its last dozen cycles only.
+        cycle: Any = stage.wait(lambda: stage.cycle(first), "the first cycle's figures")
         old = stage.extract("primary", diverged)
         found = stage.judge("the point that the old side's writes are kept as", old)
         stage.claims.check(
@@ -109,12 +111,10 @@ class Disaster:
         )
         new = stage.extract("primary", first)
         stage.judge("the first point after the disaster in reverse", new)
-        self._figures(first, changed_bytes(old, new))
+        self._figures(int(cycle["bytes_shipped"]), changed_bytes(old, new))
 
-    def _figures(self, first: int, changed: int) -> None:
+    def _figures(self, shipped: int, changed: int) -> None:
         stage = self._stage
-        cycle: Any = stage.wait(lambda: stage.cycle(first), "the first cycle's figures")
-        shipped = int(cycle["bytes_shipped"])
         stage.claims.figures["reverse_after_disaster_bytes_diverged"] = changed
         stage.claims.figures["reverse_after_disaster_bytes_shipped"] = shipped
         stage.claims.check(

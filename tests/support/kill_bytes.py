@@ -1,0 +1,71 @@
+"""What an operation with a kill in it may put on the wire: what its points changed, and once more what the killed one had under way.
+
+Who ships nothing and serves no listener (the service, a view server) costs nothing when it dies. Whoever else does may cost one
+cycle, which is then shipped again whole; after QEMU or libvirtd died, what is compared is compared on each side, by digests.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from secondsite.errors import SecondSiteError
+from secondsite.journal import PointInfo
+from support.kill_victims import Victim
+from support.lab_story import LabGuest, LabStory
+from support.wire_meter import WireMeter
+
+KIB = 1 << 10
+_PER_POINT: Final = 64 * KIB
+"""TLS, requests, a manifest, the framing of logs."""
+_PER_OPERATION: Final = 256 * KIB
+"""Handshakes anew, questions that are repeated until somebody is back, digests that are compared."""
+_FREE: Final = frozenset({Victim.SERVICE, Victim.VIEW})
+
+
+class KillBytes:
+    """Begin it before an operation, end it right behind its last point. The policy must not compress: a byte is a byte then."""
+
+    def __init__(self, lab: LabStory, guest: LabGuest, meter: WireMeter) -> None:
+        self._lab = lab
+        self._guest = guest
+        self._meter = meter
+        self._wire = 0
+        self._known: set[int] = set()
+        self._new: list[PointInfo] = []
+        self.changed = 0
+        self.resent = 0
+
+    def begin(self) -> None:
+        """Note what was sent and sealed so far."""
+        self.changed = self.resent = 0
+        self._new = []
+        self._wire = self._meter.total()
+        self._known = {point.sequence for point in self._points()}
+
+    def end(self) -> None:
+        """Note it again. A base that was adopted keeps its point's sequence, so it is not new."""
+        wire = self._meter.total() - self._wire
+        self._new = [point for point in self._points() if point.sequence not in self._known]
+        self.changed = sum(point.changed for point in self._new)
+        self.resent = max(0, wire - self.changed)
+
+    def problems(self, killed: Victim | None) -> list[str]:
+        """Say whether more was sent than the kill explains."""
+        again = (
+            0 if killed is None or killed in _FREE else max((point.changed for point in self._new), default=0)
+        )
+        allowed = again + _PER_POINT * len(self._new) + _PER_OPERATION
+        if self.resent <= allowed:
+            return []
+        return [
+            f"{self.resent} bytes were sent beyond the {self.changed} that changed, at most {allowed} expected"
+        ]
+
+    def _points(self) -> list[PointInfo]:
+        found: list[PointInfo] = []
+        for site in ("primary", "secondary"):
+            try:
+                found += self._lab.points(self._guest.name, site)
+            except SecondSiteError:
+                continue  # no journal there now
+        return found
