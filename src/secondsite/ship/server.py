@@ -2,8 +2,9 @@
 
 Promises:
 
-- A slow or silent client costs little: connections that send nothing wait in a selector, not in a thread; the
-  handshake, the request's head and the pace of its body are bounded in time; headers are bounded in size.
+- A slow or silent client costs little: connections that send nothing, or not yet the next bytes of a handshake, wait in
+  a selector, not in a thread; the handshake, the request's head and the pace of its body are bounded in time; headers
+  are bounded in size.
 - The peer's identity belongs to the very connection, and is checked again on every request (see `admission`).
 - `start` returns once the port listens, `stop` returns once its threads have ended.
 - New credentials apply to new connections; those that are open go on.
@@ -237,29 +238,32 @@ class _Adapter(Adapter):
 
 
 class _Connection(HTTPConnection):
-    """A connection that does its handshake in the worker that first finds bytes on it."""
+    """A connection whose handshake goes on whenever bytes of it are there, and waits for more in the selector, not in a worker."""
 
     rbufsize = 64 << 10
     admitted = False
     session = Session()  # of a connection without a handshake; nothing is ever written into this one
     _shaken = False
+    _shake_by: float | None = None
 
     def communicate(self) -> bool:
-        if not self._shaken and not self._shake():
-            return False
+        if not self._shaken:
+            try:
+                if not (self._shake() and self.socket.pending()):
+                    return True  # into the selector: nobody knows when more comes
+            except (OSError, ValueError) as error:
+                log.info("handshake with %s failed: %s", self.remote_addr, error)
+                _linger(self.socket)
+                return False
         self.socket.begin_head()
         return bool(super().communicate())  # type: ignore[no-untyped-call]
 
     def _shake(self) -> bool:
+        """Go on with the handshake as far as its bytes are here; return whether it is done, and the peer known."""
         sock: _Socket = self.socket
-        try:
-            sock.settimeout(sock.limits.handshake_s)
-            sock.do_handshake()  # the time-out is one for the whole handshake
-            der = sock.getpeercert(binary_form=True)
-        except (OSError, ValueError) as error:
-            log.info("handshake with %s failed: %s", self.remote_addr, error)
-            _linger(sock)
+        if not self._do_handshake(sock):
             return False
+        der = sock.getpeercert(binary_form=True)
         self._shaken = True
         self.session = Session(sock.own_certificate)
         if der is not None:
@@ -267,6 +271,23 @@ class _Connection(HTTPConnection):
                 self.session.peer = peer_certificate(der)
             except UnauthenticatedError as error:
                 self.session.peer = error
+        return True
+
+    def _do_handshake(self, sock: _Socket) -> bool:
+        """Return whether it is done; TimeoutError if it took longer than it may since its first byte."""
+        now = time.monotonic()
+        if self._shake_by is None:
+            self._shake_by = now + sock.limits.handshake_s
+        if now >= self._shake_by:
+            raise TimeoutError("the handshake took too long")
+        try:
+            sock.settimeout(0)
+            sock.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLWantWriteError:  # the peer does not take our few KiB: rare, and bounded
+            sock.settimeout(self._shake_by - now)
+            sock.do_handshake()
         return True
 
 
