@@ -223,6 +223,7 @@ def test_upload_cut_by_the_listeners_stop_leaves_nothing(site: ShipSite) -> None
             f"Secondsite-Epoch: {EPOCH}\r\nSecondsite-Length: {part.length}\r\nContent-Length: {part.length}\r\n\r\n"
         )
         tls.sendall(head.encode() + part.path.read_bytes()[:500_000])
+        wait_for(lambda: site.receiver.begun == 1)
         site.listener.stop()
     wait_for(lambda: site.receiver.cut == 1)
     assert site.stored() == {}

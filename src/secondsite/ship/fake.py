@@ -39,11 +39,12 @@ class MemoryReplica:
 
 
 class MemoryReceiver:
-    """See the module. Tests look into `items` and `received` (raw bytes of parts that came, also repeated ones)."""
+    """See the module. Tests look into `items`, `received` (raw bytes of parts that came, also repeated ones) and `begun`."""
 
     def __init__(self) -> None:
         self.items: dict[ItemId, MemoryReplica] = {}
         self.received = 0
+        self.begun = 0
         self.cut = 0
         self._lock = threading.Lock()
 
@@ -72,6 +73,7 @@ class MemoryReceiver:
         """See Receiver."""
         with self._lock:
             self._writable(item, peer, epoch)
+            self.begun += 1
 
         def keep(data: bytes) -> None:
             if blake3(data).hexdigest() != digest:
