@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -46,6 +47,7 @@ def main() -> None:
         "--rate", type=int, default=200, help="records that the guest writes a second, at most"
     )
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended
     bare: list[tuple[int, ...]] = []
     protected: list[tuple[int, ...]] = []
     with (

@@ -137,7 +137,7 @@ class LogStore:
             raise self._corrupt(file, "it names ranges beyond the end of the disk")
         if file.kind == "zeros" or source == 0:
             return index
-        return ExtentIndex(index.start, index.end, np.full(len(index), source, np.int64), index.location)
+        return index.as_source(source)
 
     def check_presence(self, file: StoredFile) -> None:
         """Raise CorruptError unless the file is here with the length that its point says."""
