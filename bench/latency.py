@@ -33,7 +33,7 @@ from secondsite.lab.guest.definition import domain_xml
 from secondsite.lab.guest.disks import create_disks
 from secondsite.lab.hypervisor import Hypervisor
 
-SPAN_S = 15
+SPAN_S = 10
 SPANS = 2
 BOUND = 1.2
 NAME = "latency"
@@ -50,19 +50,20 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended
     bare: list[tuple[int, ...]] = []
     protected: list[tuple[int, ...]] = []
+    print("spans are (records, p50, p99, max in us)", file=sys.stderr)
     with (
         lab_with_guest(options.rate) as (api, hypervisor),
         ConsoleReader(hypervisor, NAME) as console,
     ):
         for _ in range(options.turns):
             bare += spans(console)
+            print("unprotected:", *bare[-SPANS:], file=sys.stderr)
             job(api, "/items", {"vm": NAME})
             ready = lambda: api.get(f"/items/{NAME}")["latest_point"] is not None  # noqa: E731
             wait(ready, "the first point")
             protected += spans(console)
+            print("protected:", *protected[-SPANS:], file=sys.stderr)
             job(api, f"/items/{NAME}/disable", {"delete_replica": True})
-    for name, measured in (("unprotected", bare), ("protected", protected)):
-        print(name, "(records, p50, p99, max in us):", *measured, file=sys.stderr)
     ours, theirs = (statistics.median(p99 for _, _, p99, _ in spans) for spans in (protected, bare))
     say(
         Row(

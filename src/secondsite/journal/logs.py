@@ -18,7 +18,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias
 
-import numpy as np
 from blake3 import blake3
 
 from secondsite import durable

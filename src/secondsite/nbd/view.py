@@ -49,7 +49,8 @@ def _serve(arguments: argparse.Namespace, ended: threading.Event) -> None:
     run_dir: Path = arguments.run_dir or arguments.journal / "run"
     journal = Journal.open(arguments.journal, writable=False, open_base=base_opener(run_dir))
     sequence = None if arguments.sequence is None else Sequence(arguments.sequence)
-    with journal, journal.view(sequence, purpose="view", verify=arguments.verify) as view:
+    opened = journal.view(sequence, purpose="view", verify=arguments.verify, prepared=arguments.prepared)
+    with journal, opened as view:
         exports: dict[str, ReadableDisk] = dict(view.disks.items())
         with NbdServer(exports, arguments.socket, mode=arguments.mode):
             ready = {
@@ -74,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         "--mode", type=_mode, default=0o600, metavar="OCTAL", help="permissions of the socket (0600)"
     )
     parser.add_argument("--run-dir", type=Path, help="where this node's qemu-nbd sockets are (JOURNAL/run)")
+    parser.add_argument(
+        "--prepared", type=Path, metavar="FILE", help="what a node wrote to have this point open sooner"
+    )
     parser.add_argument("--verify", action="store_true", help="compare what is read with its digests")
     return parser
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -296,7 +297,13 @@ class Replicas:
                 self._views.ensure(replica.socket, self._folders.journal(item), manifest.sequence)
                 self._fabric.start(vm.uuid)
                 return vm.uuid
-        socket = self._views.ensure(replica.socket, self._folders.journal(item), manifest.sequence)
+        journal = self._journals.get(item)
+        socket = self._views.ensure(
+            replica.socket,
+            self._folders.journal(item),
+            manifest.sequence,
+            partial(journal.prepare_view, manifest.sequence),
+        )
         disks: dict[DiskKey, DiskSource] = {}
         self._folders.replicas(item).mkdir(parents=True, exist_ok=True)
         for disk, point in manifest.disks.items():
