@@ -276,6 +276,11 @@ class Journal:
         chain = self._store.chain()[1]
         return find(chain.offered, sequence, chain.damage).manifest
 
+    def digest(self, sequence: Sequence) -> Digest:
+        """Return a point's digest; raises as `manifest` does."""
+        chain = self._store.chain()[1]
+        return find(chain.offered, sequence, chain.damage).digest
+
     # -- taking points in ------------------------------------------------------------------------------
 
     def raise_epoch(self, epoch: Epoch) -> None:
@@ -390,8 +395,9 @@ class Journal:
             CorruptError: something that it needs is damaged.
         """
         with self._store.pins.reading():  # nothing that it names goes meanwhile
-            chain = self._store.chain()[1]
-            prepare(self._store, find(chain.offered, sequence, chain.damage), path)
+            state, chain = self._store.chain()
+            point = find(chain.offered, sequence, chain.damage)
+            prepare(self._store, Sequence(state.sequence or 0), chain, point, path)
 
     def pin(self, sequence: Sequence, owner: str) -> None:
         """Keep a point until `unpin`, also after this process has ended. Repeating it is safe.

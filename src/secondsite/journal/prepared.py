@@ -28,7 +28,7 @@ from secondsite.errors import CorruptError, NotFoundError
 from secondsite.hrl.index import ExtentIndex
 from secondsite.journal.logs import StoredFile
 from secondsite.journal.pins import HeldPin, Reading
-from secondsite.journal.points import StoredPoint
+from secondsite.journal.points import Chain, StoredPoint
 from secondsite.journal.store import Store, points_after
 from secondsite.model.ids import DiskKey, Sequence, parse_digest
 from secondsite.model.manifest import FileRef
@@ -119,14 +119,12 @@ class Taken:
     pin: HeldPin
 
 
-def prepare(store: Store, point: StoredPoint, path: Path) -> None:
-    """Write down the indexes of a point that the caller has pinned. Replaces what stands at `path`.
+def prepare(store: Store, base: Sequence, chain: Chain, point: StoredPoint, path: Path) -> None:
+    """Write down the indexes of a point of the chain over that base; the caller holds the pins' lock. Replaces what stands at `path`.
 
     Raises:
         CorruptError: a file that the point needs is missing or malformed.
     """
-    state, chain = store.chain()
-    base = Sequence(state.sequence or 0)
     disks: dict[str, dict[str, Any]] = {}
     columns: list[bytes] = []
     for key in point.manifest.disks:

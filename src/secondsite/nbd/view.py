@@ -18,8 +18,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence as Seq
 from pathlib import Path
+from typing import Final
 
 from secondsite.errors import SecondSiteError
 from secondsite.journal import Journal
@@ -27,6 +29,10 @@ from secondsite.model.ids import Sequence
 from secondsite.nbd.disk import ReadableDisk
 from secondsite.nbd.image import base_opener
 from secondsite.nbd.server import NbdServer
+
+PREPARED_WAIT_S: Final = 3.0
+"""About what it takes to read 3,000 points and their logs here instead."""
+_POLL_S: Final = 0.005
 
 
 def main(argv: Seq[str] | None = None) -> int:
@@ -49,6 +55,8 @@ def _serve(arguments: argparse.Namespace, ended: threading.Event) -> None:
     run_dir: Path = arguments.run_dir or arguments.journal / "run"
     journal = Journal.open(arguments.journal, writable=False, open_base=base_opener(run_dir))
     sequence = None if arguments.sequence is None else Sequence(arguments.sequence)
+    if arguments.prepared is not None:
+        _await(arguments.prepared)
     opened = journal.view(sequence, purpose="view", verify=arguments.verify, prepared=arguments.prepared)
     with journal, opened as view:
         exports: dict[str, ReadableDisk] = dict(view.disks.items())
@@ -62,6 +70,13 @@ def _serve(arguments: argparse.Namespace, ended: threading.Event) -> None:
             }
             print(json.dumps(ready), flush=True)  # noqa: T201
             ended.wait()
+
+
+def _await(path: Path) -> None:
+    """Wait until the file is there; a node that died, or takes longer than we would, is not waited for."""
+    deadline = time.monotonic() + PREPARED_WAIT_S
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
 
 
 def _parser() -> argparse.ArgumentParser:

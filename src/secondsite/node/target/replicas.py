@@ -18,7 +18,6 @@ import structlog
 from secondsite import durable
 from secondsite.errors import (
     ConflictError,
-    NotFoundError,
     OperationRefusedError,
     OutOfSequenceError,
     SecondSiteError,
@@ -78,7 +77,7 @@ class Replicas:
         journal = self._journals.get(item)
         manifest = _manifest(journal, sequence)
         journal.pin(manifest.sequence, TEST_PIN)
-        digest = _digest(journal, manifest.sequence)
+        digest = journal.digest(manifest.sequence)
         test = Replica("", name, manifest.sequence, digest, socket=self._views.new_name())
         self._items.change(item, test=test)
         try:
@@ -134,7 +133,7 @@ class Replicas:
             return begun
         journal = self._journals.get(item)
         manifest = _manifest(journal, begun.sequence if begun else sequence)
-        found = _digest(journal, manifest.sequence)
+        found = journal.digest(manifest.sequence)
         # A point that took others in when they were thinned away is the same point: it names the digest that it had.
         if digest is not None and digest not in {found, *manifest.replaces}:
             raise OutOfSequenceError(
@@ -348,13 +347,6 @@ class Replicas:
         self._fabric.delete_disks(sorted(path for name in names for path in folder.glob(name)))
         if folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
-
-
-def _digest(journal: Journal, sequence: Sequence) -> Digest:
-    for point in reversed(journal.points()):
-        if point.sequence == sequence:
-            return point.digest
-    raise NotFoundError(f"{journal.name} has no recovery point {sequence}", item=journal.item)
 
 
 def _manifest(journal: Journal, sequence: Sequence | None) -> Manifest:

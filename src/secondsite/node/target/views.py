@@ -81,11 +81,12 @@ class Views:
             if running is None:
                 argv = [sys.executable, "-m", "secondsite.nbd.view", "--journal", str(journal)]
                 argv += ["--sequence", str(sequence), "--socket", str(place.socket), "--mode", "0666"]
-                argv += ["--run-dir", str(self._run), "--prepared", str(place.prepared)]
-                if prepare is not None:
-                    with suppress(SecondSiteError, OSError):
-                        prepare(place.prepared)
+                argv += ["--run-dir", str(self._run)]
+                if prepare is not None or place.prepared.exists():
+                    argv += ["--prepared", str(place.prepared)]
                 running = processes.spawn(argv, pid_file=place.pid_file, log_file=place.log_file)
+                if prepare is not None:
+                    _prepare(prepare, place.prepared)  # while the process starts; it waits for that
             processes.wait_ready(
                 lambda: _answers(place.socket),
                 ref=running,
@@ -112,6 +113,15 @@ class Views:
             older = place.log_file.with_name(place.log_file.name + ".old")
             for path in (place.socket, place.pid_file, place.log_file, older, place.prepared):
                 path.unlink(missing_ok=True)
+
+
+def _prepare(prepare: Callable[[Path], None], path: Path) -> None:
+    """Have the file written; an empty one tells the view that there is nothing to wait for."""
+    try:
+        prepare(path)
+    except (SecondSiteError, OSError):
+        with suppress(OSError):
+            path.write_bytes(b"")
 
 
 def _answers(path: Path) -> bool:
