@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Final
 
 from secondsite.errors import SecondSiteError
-from secondsite.journal import Journal
+from secondsite.journal import Base, BaseSpec, Journal, OpenBase, open_raw_base
 from secondsite.model.ids import Sequence
 from secondsite.nbd.disk import ReadableDisk
-from secondsite.nbd.image import base_opener
 from secondsite.nbd.server import NbdServer
 
 PREPARED_WAIT_S: Final = 3.0
@@ -53,7 +52,7 @@ def main(argv: Seq[str] | None = None) -> int:
 
 def _serve(arguments: argparse.Namespace, ended: threading.Event) -> None:
     run_dir: Path = arguments.run_dir or arguments.journal / "run"
-    journal = Journal.open(arguments.journal, writable=False, open_base=base_opener(run_dir))
+    journal = Journal.open(arguments.journal, writable=False, open_base=_opener(run_dir))
     sequence = None if arguments.sequence is None else Sequence(arguments.sequence)
     if arguments.prepared is not None:
         _await(arguments.prepared)
@@ -70,6 +69,19 @@ def _serve(arguments: argparse.Namespace, ended: threading.Event) -> None:
             }
             print(json.dumps(ready), flush=True)  # noqa: T201
             ended.wait()
+
+
+def _opener(run_dir: Path) -> OpenBase:
+    """What an image needs is imported only for one: a machine waits for this process to start."""
+
+    def open_base(spec: BaseSpec, writable: bool) -> Base:
+        if spec.kind == "raw":
+            return open_raw_base(spec, writable)
+        from secondsite.nbd.image import base_opener
+
+        return base_opener(run_dir)(spec, writable)
+
+    return open_base
 
 
 def _await(path: Path) -> None:
