@@ -2,7 +2,8 @@
 
 Prints, from one run on one machine, a table of both and their ratio: sequential reads (nbdcopy to null:) and
 random 4 KiB reads at queue depths 1 and 16 (fio if it is installed, else a loop over libnbd). Everything is in the page
-cache. Figures of other runs or machines cannot be compared with these; the ratio can.
+cache. Figures of other runs or machines cannot be compared with these; the ratio can. The journal's newest point is read: a
+base and 100 logs that cover most of it in pieces of 4 to 64 KiB.
 
     python bench/view.py [--size MiB] [--points N] [--requests N]
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import random
 import shutil
@@ -20,31 +20,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from uuid import UUID
 
 import nbd
-from blake3 import blake3
+from points import DISK, EPOCH, put, seal, unsynced
+from report import Row, say
 
-from secondsite.hrl.writer import LogWriter
 from secondsite.journal import Journal
-from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId, Sequence
-from secondsite.model.manifest import Consistency, DiskPoint, FileRef, Manifest, PointKind, VmDefinition
+from secondsite.model.ids import ItemId
+from secondsite.model.manifest import DiskPoint
 from secondsite.nbd.image import ImageServer
 
 MIB = 1 << 20
-REPEATS = 3
-DISK = DiskKey("vda")
+REPEATS = 5
 ITEM = ItemId("00000000-0000-4000-8000-000000000001")
-TIME = datetime(2026, 11, 23, tzinfo=UTC)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=512, help="disk in MiB")
     parser.add_argument(
-        "--points", type=int, default=5, help="points over the base, each with 2 %% of the disk"
+        "--points", type=int, default=100, help="points over the base, each with 2 %% of the disk"
     )
     parser.add_argument("--requests", type=int, default=40_000, help="random reads for each figure")
     options = parser.parse_args()
@@ -57,27 +53,51 @@ def main() -> None:
                 "qemu-nbd": f"nbd+unix:///?socket={folder}/q",
             }
             subprocess.run(["qemu-img", "compare", "-q", *uris.values()], check=True)
-            report(uris, options.size, options.requests)
+            report(uris, options)
     finally:
         shutil.rmtree(folder)
 
 
-def report(uris: dict[str, str], size_mib: int, requests: int) -> None:
-    size = size_mib * MIB
-    measures: list[tuple[str, str, Callable[[str], float]]] = [
-        ("sequential, nbdcopy", "MiB/s", lambda uri: size_mib / timed_copy(uri)),
-        ("sequential, 1 connection", "MiB/s", lambda uri: size_mib / timed_copy(uri, "--connections=1")),
-        ("random 4 KiB, depth 1", "IOPS", lambda uri: random_reads(uri, size, 1, requests // 8)),
-        ("random 4 KiB, depth 16", "IOPS", lambda uri: random_reads(uri, size, 16, requests)),
+def report(uris: dict[str, str], options: argparse.Namespace) -> None:
+    mib, requests, size = options.size, options.requests, options.size * MIB
+    tool = "fio" if shutil.which("fio") else "a loop over libnbd"
+    measures: list[tuple[str, str, Callable[[str], float], float | None]] = [
+        ("sequential, nbdcopy", "MiB/s", lambda uri: mib / timed_copy(uri), 1.0),
+        (
+            "sequential, nbdcopy, 1 connection",
+            "MiB/s",
+            lambda uri: mib / timed_copy(uri, "--connections=1"),
+            None,
+        ),
+        (
+            f"random 4 KiB, depth 1, {tool}",
+            "IOPS",
+            lambda uri: random_reads(uri, size, 1, requests // 8),
+            None,
+        ),
+        (f"random 4 KiB, depth 16, {tool}", "IOPS", lambda uri: random_reads(uri, size, 16, requests), 0.8),
     ]
-    tool = "fio" if shutil.which("fio") else "libnbd loop"
-    print(f"{size_mib} MiB disk; random reads by {tool}; best of {REPEATS}, taken in turns")
-    print(f"{'':28}{'view':>10}{'qemu-nbd':>10}  unit    view / qemu-nbd")
-    for title, unit, measure in measures:
+    for title, unit, measure, bound in measures:
         # In turns, so that what else the machine does meets both.
         rounds = [[measure(uri) for uri in uris.values()] for _ in range(REPEATS)]
         ours, theirs = (max(column) for column in zip(*rounds, strict=True))
-        print(f"{title:28}{ours:>10.0f}{theirs:>10.0f}  {unit:<6}{ours / theirs:>12.2f}")
+        if bound is None:
+            print(f"{title}: {ours:.0f} {unit} | qemu-nbd {theirs:.0f} {unit} | {ours / theirs:.2f} x")
+            continue
+        conditions = f"base + {options.points} logs, {mib} MiB disk, page cache, best of {REPEATS} in turns"
+        peer = f"{theirs:.0f} {unit} qemu-nbd, flat file"
+        say(
+            Row(
+                f"view, {title}",
+                conditions,
+                f"{ours:.0f} {unit}",
+                peer,
+                ours / theirs,
+                "x",
+                bound,
+                least=True,
+            )
+        )
 
 
 def timed_copy(uri: str, *options: str) -> float:
@@ -139,15 +159,16 @@ def build(path: Path, flat: Path, size: int, points: int) -> Path:
     choose = random.Random(2)
     with (
         Journal.create(
-            path, item=ITEM, name="bench", epoch=Epoch(1), key=bytes(32), disks={DISK: size}
+            path, item=ITEM, name="bench", epoch=EPOCH, key=bytes(32), disks={DISK: size}
         ) as journal,
         flat.open("w+b") as file,
+        unsynced(),
     ):
         for at in range(0, size, 64 * MIB):
             data = choose.randbytes(min(64 * MIB, size - at))
             file.write(data)
-            journal.apply_initial(Epoch(1), DISK, [put(journal, size, {at: data}).digest])
-        previous = seal(journal, 1, PointKind.INITIAL, None, DiskPoint(size))
+            journal.apply_initial(EPOCH, DISK, [put(journal, size, {at: data}).digest])
+        previous = seal(journal, 1, None, DiskPoint(size))
         for number in range(2, points + 2):
             writes = {choose.randrange(0, size // 65536) * 65536: b"" for _ in range(size // 65536 // 50)}
             writes = {at: choose.randbytes(choose.choice([4096, 16384, 65536])) for at in sorted(writes)}
@@ -155,31 +176,8 @@ def build(path: Path, flat: Path, size: int, points: int) -> Path:
                 file.seek(at)
                 file.write(data)
             logs = (put(journal, size, writes),)
-            previous = seal(journal, number, PointKind.DELTA, previous, DiskPoint(size, logs))
+            previous = seal(journal, number, previous, DiskPoint(size, logs))
     return flat
-
-
-def put(journal: Journal, size: int, writes: dict[int, bytes]) -> FileRef:
-    log = io.BytesIO()
-    writer = LogWriter(log, disk_size=size, unique_id=UUID(int=1), previous_id=None, time=TIME)
-    for at, data in writes.items():
-        writer.write(at, data)
-    writer.close()
-    content = log.getvalue()
-    digest = Digest(blake3(content).hexdigest())
-    with journal.receive(digest, "hrl") as incoming:
-        incoming.write(content)
-        incoming.commit()
-    return FileRef(digest, len(content))
-
-
-def seal(journal: Journal, number: int, kind: PointKind, previous: Digest | None, disk: DiskPoint) -> Digest:
-    manifest = Manifest(
-        item=ITEM, name="bench", epoch=Epoch(1), sequence=Sequence(number), time=TIME,
-        consistency=Consistency.CRASH, kind=kind, previous=previous, disks={DISK: disk},
-        vm=VmDefinition("libvirt", "<domain/>"),
-    )  # fmt: skip
-    return journal.seal(Epoch(1), manifest.to_bytes())
 
 
 if __name__ == "__main__":

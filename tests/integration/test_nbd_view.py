@@ -8,16 +8,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from secondsite.blocks import DigestTable
+from secondsite.errors import UnavailableError
 from secondsite.journal import Journal
-from secondsite.model.ids import DiskKey
+from secondsite.journal.prepared import Prepared
+from secondsite.model.ids import DiskKey, Sequence
 from secondsite.model.manifest import DiskPoint, PointKind
 from secondsite.nbd.image import base_opener, shared_image, stop_shared
+from secondsite.node.target.views import Views
 from support.nbd_points import EPOCH, ITEM, KEY, MIB, History, fresh_journal, manifest_of
 from support.nbd_wire import Client
 
@@ -119,6 +123,37 @@ def test_killed_view_starts_again_over_its_socket(history: History, short_path: 
         assert view.socket.exists()
     with serving(short_path / "journal", short_path / "s", "--sequence", "2") as view:
         assert copy(view.socket, "vda") == history.points[2][VDA]
+
+
+def test_view_prepared_by_a_node_reads_the_same(history: History, short_path: Path) -> None:
+    views = Views(short_path)
+    socket = views.ensure(
+        "v", short_path / "journal", Sequence(3), partial(history.journal.prepare_view, Sequence(3))
+    )
+    try:
+        assert Prepared.load(views.place("v").prepared) is not None
+        for disk, content in history.points[3].items():
+            assert copy(socket, disk) == content
+    finally:
+        views.end("v")
+    assert not list(short_path.glob("v*"))
+
+
+def test_view_that_a_node_cannot_prepare_says_itself_what_is_wrong(
+    history: History, short_path: Path
+) -> None:
+    views = Views(short_path)
+    missing = partial(history.journal.prepare_view, Sequence(99))
+    try:
+        with pytest.raises(UnavailableError, match="there is no point 99"):
+            views.ensure("v", short_path / "journal", Sequence(99), missing)
+    finally:
+        views.end("v")
+
+
+def test_view_does_not_wait_for_ever_for_what_nobody_prepares(history: History, short_path: Path) -> None:
+    with serving(short_path / "journal", short_path / "s", "--prepared", str(short_path / "nothing")) as view:
+        assert copy(view.socket, "vda") == history.points[4][VDA]
 
 
 def test_point_that_is_missing_ends_with_its_error(history: History, short_path: Path) -> None:

@@ -54,6 +54,7 @@ class History(RuleBasedStateMachine):
         self.journal = self.model.create(self.folder / "j")
         self.views: list[View] = []
         self.pinned: set[int] = set()
+        self.prepared: set[int] = set()
         self.retained: list[int] = []
 
     def teardown(self) -> None:
@@ -145,6 +146,21 @@ class History(RuleBasedStateMachine):
         sequence = data.draw(st.sampled_from(self.retained))
         with Journal.open(self.folder / "j", writable=False) as reader:
             self.views.append(reader.view(Sequence(sequence), purpose="test"))
+
+    @rule(data=st.data())
+    def prepare(self, data: st.DataObject) -> None:
+        sequence = data.draw(st.sampled_from(self.retained))
+        self.journal.prepare_view(Sequence(sequence), self.folder / f"prepared-{sequence}")
+        self.prepared.add(sequence)
+
+    @precondition(lambda self: self.prepared.intersection(self.retained))
+    @rule(data=st.data())
+    def open_prepared_view(self, data: st.DataObject) -> None:
+        """Whatever was folded, thinned, sealed or grown since it was prepared."""
+        sequence = data.draw(st.sampled_from(sorted(self.prepared.intersection(self.retained))))
+        path = self.folder / f"prepared-{sequence}"
+        with Journal.open(self.folder / "j", writable=False) as reader:
+            self.views.append(reader.view(Sequence(sequence), purpose="test", prepared=path))
 
     @precondition(lambda self: self.views)
     @rule(data=st.data())

@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
 from unittest import mock
 
 from secondsite import durable
+from secondsite.errors import SecondSiteError
 from secondsite.fabric.fake import FakeFabric, FakeImage
 from secondsite.fabric.port import PowerState, VmInfo
 from secondsite.journal.base import OpenBase, open_raw_base
@@ -168,7 +169,12 @@ class FakeViews:
     def new_name(self) -> str:
         return f"v{next(self._names)}"
 
-    def ensure(self, name: str, journal: Path, sequence: Sequence) -> Path:
+    def ensure(
+        self, name: str, journal: Path, sequence: Sequence, prepare: Callable[[Path], None] | None = None
+    ) -> Path:
+        if prepare is not None:
+            with suppress(SecondSiteError, OSError):
+                prepare(self._run / f"{name}.prepared")
         self.running.add(name)
         self._fabric.serve(self._socket(name))
         return self._socket(name)

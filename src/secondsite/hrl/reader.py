@@ -40,7 +40,7 @@ ReadAt: TypeAlias = Callable[[int, int], Buffer]
 """(offset, length) -> exactly that many bytes; fewer only at the end of the file."""
 
 _VERIFY_CHUNK: Final = 8 * MIB
-_EMPTY_CHECKSUMS: Final = (0, 0xFFFFFFFF)
+_EMPTY_CHECKSUM: Final = np.uint64(0xFFFFFFFF)
 _OFFSET_LIMIT: Final = 1 << 62
 
 
@@ -208,10 +208,12 @@ def _parse_entries(
 
 def _empty(slots: NDArray[np.void]) -> NDArray[np.bool_]:
     """An empty slot is all zero; its checksum may be that of 32 zeros."""
-    flat = np.ascontiguousarray(slots)
-    words = flat.view("<u4").reshape(*slots.shape, ENTRY_LENGTH // 4)
-    others = words[..., :2].any(axis=-1) | words[..., 3:].any(axis=-1)
-    return ~others & np.isin(words[..., 2], _EMPTY_CHECKSUMS)
+    words = np.ascontiguousarray(slots).view("<u8").reshape(*slots.shape, ENTRY_LENGTH // 8)
+    # The checksum is the lower half of the second word.
+    second = words[..., 1]
+    empty: NDArray[np.bool_] = (second == 0) | (second == _EMPTY_CHECKSUM)
+    empty &= (words[..., 0] | words[..., 2] | words[..., 3]) == 0
+    return empty
 
 
 def _slots_descend(used: NDArray[np.bool_]) -> bool:
@@ -246,7 +248,8 @@ def _locations(
     starts = np.concatenate(([HEADER_LENGTH], positions[:-1] + header.metadata_size))
     before = np.concatenate(([0], np.cumsum(lengths)))
     first = np.searchsorted(block_of, np.arange(len(positions) + 1))
-    if not np.array_equal(np.diff(before[first]), positions - starts):
+    filled = before[first]
+    if (filled[1:] - filled[:-1] != positions - starts).any():
         raise CorruptError("the data in the log do not fill the space between its metadata blocks")
-    locations: NDArray[np.int64] = before[:-1] - before[first[block_of]] + starts[block_of]
+    locations: NDArray[np.int64] = before[:-1] - filled[block_of] + starts[block_of]
     return locations

@@ -33,6 +33,7 @@ from secondsite.journal.base import OpenBase, open_raw_base
 from secondsite.journal.logs import FileKind, Incoming
 from secondsite.journal.pins import Pin
 from secondsite.journal.points import PointInfo
+from secondsite.journal.prepared import Prepared, prepare
 from secondsite.journal.store import Store, naming
 from secondsite.journal.view import View, find, open_view
 from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId, Sequence
@@ -275,6 +276,11 @@ class Journal:
         chain = self._store.chain()[1]
         return find(chain.offered, sequence, chain.damage).manifest
 
+    def digest(self, sequence: Sequence) -> Digest:
+        """Return a point's digest; raises as `manifest` does."""
+        chain = self._store.chain()[1]
+        return find(chain.offered, sequence, chain.damage).digest
+
     # -- taking points in ------------------------------------------------------------------------------
 
     def raise_epoch(self, epoch: Epoch) -> None:
@@ -360,17 +366,38 @@ class Journal:
         purpose: str,
         verify: bool = False,
         progress: Callable[[int], None] = _no_progress,
+        prepared: Path | None = None,
     ) -> View:
         """Open a point (the newest without a sequence) for reading; it is pinned until the view is closed.
 
         `purpose` is shown to whoever is held up by it. `verify`: compare all that is read with its digests; reads all files of
-        the point at once, and tells `progress` the bytes as it goes.
+        the point at once, and tells `progress` the bytes as it goes. `prepared`: where `prepare_view` may have written; it
+        saves time if it is there and still holds.
 
         Raises:
             NotFoundError: there is no such point.
             CorruptError: something that it needs is damaged.
         """
-        return open_view(self._store, sequence, purpose=purpose, verify=verify, progress=progress)
+        return open_view(
+            self._store,
+            sequence,
+            purpose=purpose,
+            verify=verify,
+            progress=progress,
+            prepared=None if prepared is None else Prepared.load(prepared),
+        )
+
+    def prepare_view(self, sequence: Sequence, path: Path) -> None:
+        """Write down what opens the view of a point at once; see journal/prepared.py. Quick where this has received the point.
+
+        Raises:
+            NotFoundError: there is no such point.
+            CorruptError: something that it needs is damaged.
+        """
+        with self._store.pins.reading():  # nothing that it names goes meanwhile
+            state, chain = self._store.chain()
+            point = find(chain.offered, sequence, chain.damage)
+            prepare(self._store, Sequence(state.sequence or 0), chain, point, path)
 
     def pin(self, sequence: Sequence, owner: str) -> None:
         """Keep a point until `unpin`, also after this process has ended. Repeating it is safe.

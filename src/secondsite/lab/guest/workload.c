@@ -21,7 +21,11 @@
  * line on its console has named n or a higher number. So if one guest follows what another one said, its last record is never
  * higher than the other's, in any copy of both that is one moment. It says SS-FOLLOW each second until it is told.
  *
- * From the kernel's command line: ss.rate=<records a second> ss.churn=<files a second> ss.check=<0|1> ss.say=<0|1> ss.follow=<0|1>.
+ * How long a record takes. With ss.latency=<s> it prints, every so many seconds, SS-LATENCY n=<records> p50=<us> p99=<us> max=<us>
+ * of the time from each record's write until it was stable, in that span.
+ *
+ * From the kernel's command line: ss.rate=<records a second> ss.churn=<files a second> ss.check=<0|1> ss.say=<0|1> ss.follow=<0|1>
+ * ss.latency=<s, 0 is off>.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -316,20 +320,40 @@ static int told_of(uint64_t n) {
     return 1;
 }
 
+static int ascending(const void *a, const void *b) {
+    uint32_t left = *(const uint32_t *)a, right = *(const uint32_t *)b;
+    return (left > right) - (left < right);
+}
+
+/* Take note of one record's time; at the end of a span of so many seconds say what it was. What does not fit is not counted. */
+static void note_latency(uint64_t began, uint64_t ended, uint64_t span) {
+    static uint32_t taken[1 << 16];
+    static uint64_t count, since;
+    if (!since) since = began;
+    if (count < sizeof taken / sizeof *taken) taken[count++] = (uint32_t)((ended - began) / 1000);
+    if (ended - since < span * SECOND) return;
+    qsort(taken, count, sizeof *taken, ascending);
+    printf("SS-LATENCY n=%lu p50=%u p99=%u max=%u\n", count, taken[count / 2], taken[count * 99 / 100], taken[count - 1]);
+    count = 0;
+    since = now(CLOCK_MONOTONIC);
+}
+
 static uint64_t write_records(uint64_t *record, uint64_t rate) {
-    uint64_t says = setting("say", 0), follows = setting("follow", 0);
+    uint64_t says = setting("say", 0), follows = setting("follow", 0), span = setting("latency", 0);
     uint64_t boot, first = last + 1, n = first, started = now(CLOCK_MONOTONIC), spoken = started;
     if (getrandom(&boot, sizeof boot, GRND_NONBLOCK) != sizeof boot) boot = now(CLOCK_REALTIME);
     if (follows) listen_on_console();
     while (!pressed_before(started) && (!follows || told_of(n))) {
         struct disk *disk = &disks[n % disk_count];
         fill(record, n, boot);
+        uint64_t began = now(CLOCK_MONOTONIC);
         if (pwrite(disk->fd, record, BLOCK, (off_t)(disk->offset + record[SLOT] * BLOCK)) != BLOCK) {
             say("write", disk->name); /* not skipped: the prefix stays strict */
             started = now(CLOCK_MONOTONIC) + SECOND;
             continue;
         }
         uint64_t t = now(CLOCK_MONOTONIC);
+        if (span) note_latency(began, t, span);
         if (n == first) printf("SS-FIRST n=%lu\n", n);
         if (says) printf("SS-DID n=%lu\n", n);
         if (t - spoken >= SECOND) {

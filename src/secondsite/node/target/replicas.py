@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -17,7 +18,6 @@ import structlog
 from secondsite import durable
 from secondsite.errors import (
     ConflictError,
-    NotFoundError,
     OperationRefusedError,
     OutOfSequenceError,
     SecondSiteError,
@@ -77,7 +77,7 @@ class Replicas:
         journal = self._journals.get(item)
         manifest = _manifest(journal, sequence)
         journal.pin(manifest.sequence, TEST_PIN)
-        digest = _digest(journal, manifest.sequence)
+        digest = journal.digest(manifest.sequence)
         test = Replica("", name, manifest.sequence, digest, socket=self._views.new_name())
         self._items.change(item, test=test)
         try:
@@ -133,7 +133,7 @@ class Replicas:
             return begun
         journal = self._journals.get(item)
         manifest = _manifest(journal, begun.sequence if begun else sequence)
-        found = _digest(journal, manifest.sequence)
+        found = journal.digest(manifest.sequence)
         # A point that took others in when they were thinned away is the same point: it names the digest that it had.
         if digest is not None and digest not in {found, *manifest.replaces}:
             raise OutOfSequenceError(
@@ -296,7 +296,13 @@ class Replicas:
                 self._views.ensure(replica.socket, self._folders.journal(item), manifest.sequence)
                 self._fabric.start(vm.uuid)
                 return vm.uuid
-        socket = self._views.ensure(replica.socket, self._folders.journal(item), manifest.sequence)
+        journal = self._journals.get(item)
+        socket = self._views.ensure(
+            replica.socket,
+            self._folders.journal(item),
+            manifest.sequence,
+            partial(journal.prepare_view, manifest.sequence),
+        )
         disks: dict[DiskKey, DiskSource] = {}
         self._folders.replicas(item).mkdir(parents=True, exist_ok=True)
         for disk, point in manifest.disks.items():
@@ -341,13 +347,6 @@ class Replicas:
         self._fabric.delete_disks(sorted(path for name in names for path in folder.glob(name)))
         if folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
-
-
-def _digest(journal: Journal, sequence: Sequence) -> Digest:
-    for point in reversed(journal.points()):
-        if point.sequence == sequence:
-            return point.digest
-    raise NotFoundError(f"{journal.name} has no recovery point {sequence}", item=journal.item)
 
 
 def _manifest(journal: Journal, sequence: Sequence | None) -> Manifest:

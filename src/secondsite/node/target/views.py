@@ -10,11 +10,14 @@ import secrets
 import socket
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from secondsite import processes
+from secondsite.errors import SecondSiteError
 from secondsite.model.ids import Sequence
 
 READY_S: Final = 60.0
@@ -39,6 +42,10 @@ class ViewPlace:
     def log_file(self) -> Path:
         return self.run / f"{self.name}.log"
 
+    @property
+    def prepared(self) -> Path:
+        return self.run / f"{self.name}.prepared"
+
 
 class Views:
     """Starts, finds again and ends view processes in one `run` folder. Thread-safe."""
@@ -56,8 +63,13 @@ class Views:
         """Return where the view of that name is."""
         return ViewPlace(self._run, name)
 
-    def ensure(self, name: str, journal: Path, sequence: Sequence) -> Path:
+    def ensure(
+        self, name: str, journal: Path, sequence: Sequence, prepare: Callable[[Path], None] | None = None
+    ) -> Path:
         """Have the point served; return the socket once it answers. Starting it twice is harmless.
+
+        `prepare` writes what this process knows of the point already (`Journal.prepare_view`), so that the view opens sooner.
+        Where it fails the view finds out by itself, and says why it cannot be served if it cannot.
 
         Raises:
             UnavailableError: it ended at once; the message ends with its last words.
@@ -70,7 +82,11 @@ class Views:
                 argv = [sys.executable, "-m", "secondsite.nbd.view", "--journal", str(journal)]
                 argv += ["--sequence", str(sequence), "--socket", str(place.socket), "--mode", "0666"]
                 argv += ["--run-dir", str(self._run)]
+                if prepare is not None or place.prepared.exists():
+                    argv += ["--prepared", str(place.prepared)]
                 running = processes.spawn(argv, pid_file=place.pid_file, log_file=place.log_file)
+                if prepare is not None:
+                    _prepare(prepare, place.prepared)  # while the process starts; it waits for that
             processes.wait_ready(
                 lambda: _answers(place.socket),
                 ref=running,
@@ -95,8 +111,17 @@ class Views:
                 processes.terminate(running, timeout_s=10)
             # One that was started again has the log of its first run beside its own.
             older = place.log_file.with_name(place.log_file.name + ".old")
-            for path in (place.socket, place.pid_file, place.log_file, older):
+            for path in (place.socket, place.pid_file, place.log_file, older, place.prepared):
                 path.unlink(missing_ok=True)
+
+
+def _prepare(prepare: Callable[[Path], None], path: Path) -> None:
+    """Have the file written; an empty one tells the view that there is nothing to wait for."""
+    try:
+        prepare(path)
+    except (SecondSiteError, OSError):
+        with suppress(OSError):
+            path.write_bytes(b"")
 
 
 def _answers(path: Path) -> bool:
