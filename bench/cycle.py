@@ -16,17 +16,15 @@ import random
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import zstandard
-from protected import VDA, Item, Site, site, wire_bytes
+from protected import VDA, Item, Site, Wire, site
 from report import Row, say
 
 from secondsite.capture.libvirt import LibvirtCapture
@@ -219,9 +217,9 @@ def scatter_rows(
     ours, theirs, ratios, carried, least = Runs(), [], [], [], []
     for run in range(runs):
         smallest = scatter(here, machines, size, seed=run)
-        before = wire_bytes(here)
+        meter = Wire(here)
         cycle(item, ours)
-        wire = wire_bytes(here) - before
+        wire = meter.carried()
         carried.append(wire)
         least.append(smallest)
         ratios.append(wire / smallest)

@@ -105,20 +105,31 @@ def site() -> Iterator[Site]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wire_bytes(here: Site) -> int:
-    """What TCP has carried so far over the connections that the target's listener has now, in both directions.
+class Wire:
+    """Counts what TCP carries over the connections to the target's listener, in both directions, from now on.
 
-    Asked of the kernel, at the sources' end of each connection; the sender keeps its connections between cycles.
+    Asked of the kernel, at the source's end of each connection. One that was closed meanwhile is not counted: the
+    sender keeps those that it uses.
     """
-    listener = ("127.0.0.1", here.nodes.recovery.daemon.config.listen_port)
-    total = 0
-    for path in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):
-            if not os.readlink(path).startswith("socket:"):
-                continue
-            found = socket.socket(fileno=os.dup(int(path.name)))
-        with suppress(OSError), found:
-            if found.family == socket.AF_INET and found.getpeername() == listener:
-                info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-                total += sum(_TCP_INFO.unpack(info))
-    return total
+
+    def __init__(self, here: Site) -> None:
+        self._listener = ("127.0.0.1", here.nodes.recovery.daemon.config.listen_port)
+        self._before = self._counts()
+
+    def carried(self) -> int:
+        """Bytes of all kinds since this was made: bodies, headers, answers, TLS."""
+        return sum(count - self._before.get(inode, 0) for inode, count in self._counts().items())
+
+    def _counts(self) -> dict[str, int]:
+        counts = {}
+        for path in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):
+                inode = str(path.readlink())
+                if not inode.startswith("socket:"):
+                    continue
+                found = socket.socket(fileno=os.dup(int(path.name)))
+                with found:
+                    if found.family == socket.AF_INET and found.getpeername() == self._listener:
+                        info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+                        counts[inode] = sum(_TCP_INFO.unpack(info))
+        return counts
