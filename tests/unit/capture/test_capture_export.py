@@ -1,0 +1,124 @@
+"""A snapshot's disk over a real NBD server: what is asked about, answers that are cut, and many small reads."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from secondsite.capture.export import ExportDisk
+from secondsite.capture.port import Extent
+from secondsite.errors import UnavailableError
+from secondsite.model.units import KIB, MIB
+from secondsite.nbd.server import NbdServer
+from secondsite.nbd.transmission import EXTENTS_MAX
+from support.nbd_wire import MemoryDisk
+
+SIZE = 192 * MIB
+
+
+class Watched(MemoryDisk):
+    """Remembers which ranges the status was asked of."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.ranges: list[tuple[int, int]] = []
+
+    def extents(self, offset: int, length: int):
+        self.ranges.append((offset, offset + length))
+        return super().extents(offset, length)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="sse", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+@contextmanager
+def opened(
+    folder: Path, content: MemoryDisk, only: list[tuple[int, int]] | None = None
+) -> Iterator[ExportDisk]:
+    runs = None if only is None else np.array(only, np.int64).reshape(-1, 2)
+    with (
+        NbdServer({"vda": content}, folder / "s"),
+        closing(ExportDisk(folder / "s", "vda", only=runs)) as disk,
+    ):
+        yield disk
+        disk.finish()
+
+
+def test_where_nothing_is_marked_the_status_is_not_asked(folder: Path) -> None:
+    content = Watched(bytes(MIB))
+    with opened(folder, content, only=[]) as disk:
+        assert list(disk.changed()) == []
+    assert content.ranges == []
+
+
+def test_the_status_is_asked_around_what_is_marked_and_of_nothing_far_from_it(folder: Path) -> None:
+    data = bytearray(SIZE)
+    data[0 : 64 * KIB] = b"a" * (64 * KIB)
+    data[MIB : MIB + 64 * KIB] = b"b" * (64 * KIB)
+    data[100 * MIB : 101 * MIB] = b"unmarked" * (MIB // 8)
+    data[190 * MIB : 190 * MIB + 32 * KIB] = b"c" * (32 * KIB)
+    content = Watched(bytes(data))
+    marked = [(0, 64 * KIB), (MIB, MIB + 128 * KIB), (190 * MIB, 190 * MIB + 64 * KIB)]
+    with opened(folder, content, only=marked) as disk:
+        assert list(disk.changed()) == [
+            Extent(0, 64 * KIB, zero=False),
+            Extent(MIB, 64 * KIB, zero=False),
+            Extent(MIB + 64 * KIB, 64 * KIB, zero=True),
+            Extent(190 * MIB, 32 * KIB, zero=False),
+            Extent(190 * MIB + 32 * KIB, 32 * KIB, zero=True),
+        ]
+    assert max(end for _, end in content.ranges if end < 100 * MIB) == MIB + 128 * KIB
+    assert min(start for start, _ in content.ranges if start > 100 * MIB) == 190 * MIB
+
+
+def test_an_answer_that_is_cut_is_asked_on(folder: Path) -> None:
+    # More extents than the server gives in one answer, several times over.
+    count = 3 * EXTENTS_MAX + 7
+    content = (b"\1" * 512 + bytes(512)) * count
+    with opened(folder, MemoryDisk(content)) as disk:
+        found = list(disk.changed())
+    assert len(found) == 2 * count
+    assert found == [Extent(at * 512, 512, zero=at % 2 == 1) for at in range(2 * count)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reads_of_all_sizes_come_in_order_with_the_right_bytes(folder: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    content = rng.randbytes(24 * MIB)
+    edges = sorted(rng.sample(range(0, len(content), 512), 400))
+    ranges = [(start, end - start) for start, end in zip(edges[::2], edges[1::2], strict=True)]
+    with opened(folder, MemoryDisk(content)) as disk:
+        seen = bytearray()
+        for offset, view in disk.read(ranges):
+            assert view == content[offset : offset + len(view)]
+            seen += view
+    assert seen == b"".join(content[start : start + length] for start, length in ranges)
+
+
+def test_after_the_end_nothing_new_is_asked(folder: Path) -> None:
+    with opened(folder, MemoryDisk(bytes(8 * MIB))) as disk:
+        reading = disk.read([(0, 8 * MIB)])
+        next(reading)
+        disk.finish()
+        with pytest.raises(UnavailableError):
+            list(disk.changed())
+        reading.close()
+
+
+def test_a_bitmap_that_is_not_offered_is_refused_at_once(folder: Path) -> None:
+    with (
+        NbdServer({"vda": MemoryDisk(bytes(MIB))}, folder / "s"),
+        pytest.raises(UnavailableError, match="does not offer"),
+    ):
+        ExportDisk(folder / "s", "vda", bitmap="missing")
