@@ -1,7 +1,7 @@
 # Everything a newcomer needs: `make demo` and `make test`. Both install what is missing and can be run again.
 SHELL := /bin/bash
 PY := .venv/bin/python
-.PHONY: setup setup-test demo test check fast soak bench lab clean
+.PHONY: setup setup-test setup-bench demo test check fast soak bench lab clean
 SEEDS ?= 500
 
 setup:
@@ -9,6 +9,9 @@ setup:
 
 setup-test:
 	@tools/setup.sh test
+
+setup-bench:
+	@tools/setup.sh bench
 
 demo: setup          ## protect, test, fail over and bring back a real VM on two sites of this machine
 	@tools/reaping.py $(PY) -m secondsite demo
@@ -25,7 +28,7 @@ fast: setup-test     ## checks and the tests that need no hypervisor
 soak: setup-test     ## every proof, long (docs/design/proofs.md): make soak SEEDS=500
 	@tools/reaping.py tools/soak.sh $(SEEDS)
 
-bench: setup-test    ## our figures beside a peer's, as ratios
+bench: setup-bench   ## our figures beside a peer's, as ratios
 	@tools/reaping.py $(PY) bench/run.py
 
 lab: setup           ## two sites on this machine, in ./lab-run; end them with: .venv/bin/secondsite lab down --dir lab-run

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what Second Site needs on Debian 12: distribution packages (with sudo where we are not root) and a virtual
-# environment that sees the distribution's libvirt and libnbd bindings. With "test" also what only the tests need.
+# environment that sees the distribution's libvirt and libnbd bindings. With "test" also what only the tests need, with "bench" the benchmarks' peers, too.
 # Can be run again; does nothing when nothing is missing. It starts no daemon and makes no account.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,11 +19,15 @@ test_packages=(
   libnbd-bin cpio      # nbdcopy as a peer of our NBD server; cpio reads what our initramfs writer wrote
   python3-gssapi krb5-kdc krb5-admin-server krb5-user   # replication with Kerberos; the tests run their own KDC
 )
+bench_packages=(
+  virtnbdbackup        # the peer of our cycles
+)
 quiet_units=(krb5-kdc krb5-admin-server)   # the tests need the programs alone: these neither start now nor at boot
 case "$for_what" in
   demo) ;;
   test) packages+=("${test_packages[@]}") ;;
-  *) echo "usage: tools/setup.sh [demo|test]" >&2; exit 2 ;;
+  bench) packages+=("${test_packages[@]}" "${bench_packages[@]}") ;;
+  *) echo "usage: tools/setup.sh [demo|test|bench]" >&2; exit 2 ;;
 esac
 
 as_root() {
