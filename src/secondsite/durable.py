@@ -33,12 +33,15 @@ _COPY_CHUNK: Final = 8 << 20
 _LOCK_POLL_S: Final = 0.05
 _FALLOC_FL_KEEP_SIZE: Final = 0x01
 _FALLOC_FL_PUNCH_HOLE: Final = 0x02
+_SYNC_FILE_RANGE_WRITE: Final = 0x02
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NOT_HERE: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EPERM})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.fallocate.restype = ctypes.c_int
+_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_libc.sync_file_range.restype = ctypes.c_int
 
 
 @contextmanager
@@ -117,6 +120,14 @@ def fsync_file(file: Path | int) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def begin_writing(fd: int, offset: int, length: int) -> None:
+    """Have the kernel begin to write a range to the disk, so that a later sync has less to wait for.
+
+    A hint: it makes nothing durable, takes no error away from that sync, and where it is not known nothing happens.
+    """
+    _libc.sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
 
 
 def fsync_dir(path: Path) -> None:

@@ -117,11 +117,14 @@ class RawBase:
 
     def write(self, offset: int, data: Buffer) -> None:
         view = memoryview(data).cast("B")
+        start, length = offset, len(view)
         with durable.naming_full_disk(self.path):
             while view:
                 written = os.pwrite(self._fd, view, offset)
                 offset += written
                 view = view[written:]
+        if length >= MIB:  # the disk writes while the next piece is looked at; scattered blocks it orders better itself
+            durable.begin_writing(self._fd, start, length)
 
     def zero(self, offset: int, length: int) -> None:
         with durable.naming_full_disk(self.path):

@@ -299,17 +299,20 @@ class Journal:
     def has_file(self, digest: Digest, kind: FileKind) -> bool:
         """Say whether a file is here. If so, it stays for the point that is about to name it."""
         self._expected.add(digest, kind)  # first: garbage collection must not come between
-        return self._store.logs.length(digest, kind) is not None
+        return self._store.arriving().length(digest, kind) is not None
 
     def receive(self, digest: Digest, kind: FileKind) -> Incoming:
         """Take a file in: a context manager with `write(bytes)` and `commit()`. Repeating it is safe.
+
+        What was committed is durable; but before the first point it is only here, and may be gone after a crash: durable is
+        then what `apply_initial`, or the seal of a point that names it, has laid into the base.
 
         Raises:
             NoSpaceError: from any of these; nothing of the file remains.
             CorruptError: from `commit`; likewise.
         """
         self._check_writable()
-        return self._store.logs.receive(digest, kind, self._expected.add)
+        return self._store.arriving().receive(digest, kind, self._expected.add)
 
     def apply_initial(self, epoch: Epoch, disk: DiskKey, digests: Collection[Digest]) -> None:
         """Fold received parts of the initial replication into the base, in this order; durable when it returns.
@@ -549,6 +552,7 @@ class Journal:
         )  # what a process that died had named and not synced, also the journal itself
         for part in (folder, folder / "logs", folder / "points"):
             durable.fsync_dir(part)
+        self._store.parts.remove()  # they were never synced: what is whole of them, nobody knows
         with self._maintaining(), self._changing():
             seal.finish_first(self._store)
             with self._keeping_error():

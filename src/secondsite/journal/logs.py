@@ -2,7 +2,7 @@
 
 A file is a log of changed data (`hrl`) or a list of zero extents (`zeros`), named by the BLAKE3 of its bytes.
 
-What it promises: a name in `logs/` always had complete, synced, well-formed contents when it got that name. Indexes are
+What it promises: a name in `logs/` always had complete, synced, well-formed contents when it got that name; one in `parts/` the same, but for the sync. Indexes are
 parsed once and kept as long as memory for them is set aside. What it does not do: it does not know which points name a file.
 """
 
@@ -60,10 +60,16 @@ def files_of(disk: DiskPoint) -> list[StoredFile]:
 
 
 class LogStore:
-    """The folders `logs` and `incoming`. Thread-safe. `sizes` are those of the journal's disks."""
+    """The folders `logs` and `incoming`. Thread-safe. `sizes` are those of the journal's disks.
 
-    def __init__(self, folder: Path, incoming: Path, sizes: Collection[int]) -> None:
+    passing: the folder is one of files that are only on their way into a base, so none is synced; it is made when it is needed.
+    """
+
+    def __init__(
+        self, folder: Path, incoming: Path, sizes: Collection[int], *, passing: bool = False
+    ) -> None:
         self.folder = folder
+        self._passing = passing
         self._incoming = incoming
         self.sizes = frozenset(sizes)
         self._indexes = _IndexCache()
@@ -104,8 +110,12 @@ class LogStore:
             raise CorruptError("the file names ranges beyond the end of the disk")
         stored = StoredFile(FileRef(digest, length), kind)
         with durable.naming_full_disk(temporary):
-            durable.fsync_file(temporary)
-            durable.rename_durable(temporary, self.path(stored))
+            if self._passing:
+                self.folder.mkdir(exist_ok=True)
+                temporary.replace(self.path(stored))
+            else:
+                durable.fsync_file(temporary)
+                durable.rename_durable(temporary, self.path(stored))
         self._indexes.put(stored.name, index, size)
         return stored
 
@@ -186,6 +196,11 @@ class LogStore:
     def persist(self) -> None:
         """Make all names durable."""
         durable.fsync_dir(self.folder)
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it; without one nothing happens."""
+        if self.folder.exists():
+            durable.remove_tree(self.folder)
 
     def _corrupt(self, file: StoredFile, reason: str) -> CorruptError:
         return CorruptError(

@@ -23,7 +23,7 @@ from secondsite.errors import (
 from secondsite.hrl.index import ExtentIndex
 from secondsite.journal import apply, resize
 from secondsite.journal.documents import BaseState
-from secondsite.journal.logs import FileKind, StoredFile, files_of
+from secondsite.journal.logs import FileKind, LogStore, StoredFile, files_of
 from secondsite.journal.points import StoredPoint, follows
 from secondsite.journal.store import Store, naming
 from secondsite.model.ids import Digest, DiskKey, Epoch
@@ -61,19 +61,18 @@ def apply_parts(store: Store, disk: DiskKey, digests: Seq[Digest]) -> None:
     """Fold parts into the base before the first point; durable when it returns, and safe to repeat."""
     files: list[StoredFile] = []
     for digest in digests:
-        found = [(kind, length) for kind in _KINDS if (length := store.logs.length(digest, kind)) is not None]
+        found = [(kind, length) for kind in _KINDS if (length := store.parts.length(digest, kind)) is not None]
         if found:
             files.append(StoredFile(FileRef(digest, found[0][1]), found[0][0]))
         elif not store.applied.has(disk, digest):
             raise NotFoundError(f"part {digest} was not received", hint="send it again", digest=digest)
     if not files:
         return
-    resize.grow(store, {disk: max(store.logs.disk_size(file) or 0 for file in files)})
+    resize.grow(store, {disk: max(store.parts.disk_size(file) or 0 for file in files)})
     _apply_files(store, disk, files)
     store.applied.add(disk, [file.ref.digest for file in files])
     for file in files:
-        store.logs.unlink(file.name)
-    store.logs.persist()
+        store.parts.unlink(file.name)
 
 
 def seal_first(store: Store, manifest: Manifest, data: bytes) -> None:
@@ -84,7 +83,7 @@ def seal_first(store: Store, manifest: Manifest, data: bytes) -> None:
             hint="replicate initially",
             sequence=manifest.sequence,
         )
-    _check_files(store, manifest)
+    _check_files(store.parts, manifest)
     resize.grow(store, _sizes(manifest))
     for disk, content in manifest.disks.items():
         if files := files_of(content):
@@ -124,6 +123,7 @@ def finish_first(store: Store) -> None:
         else:
             return
     store.applied.remove()
+    store.parts.remove()
 
 
 def seal_next(store: Store, manifest: Manifest, data: bytes, last: StoredPoint) -> None:
@@ -138,7 +138,7 @@ def seal_next(store: Store, manifest: Manifest, data: bytes, last: StoredPoint) 
             last=last.sequence,
             last_digest=last.digest,
         )
-    _check_files(store, manifest)
+    _check_files(store.logs, manifest)
     resize.grow(store, _sizes(manifest))
     store.points.write(data, manifest.sequence)
 
@@ -163,12 +163,12 @@ def digest_of(data: bytes) -> Digest:
     return Digest(blake3(data).hexdigest())
 
 
-def _check_files(store: Store, manifest: Manifest) -> None:
+def _check_files(files: LogStore, manifest: Manifest) -> None:
     """Every named file is here, well-formed and of this disk, and they are disjoint."""
     for disk, content in manifest.disks.items():
         layers: list[ExtentIndex] = []
         for file in files_of(content):
-            length = store.logs.length(file.ref.digest, file.kind)
+            length = files.length(file.ref.digest, file.kind)
             if length is None:
                 raise NotFoundError(
                     f"the point names file {file.name}, which was not received",
@@ -177,8 +177,8 @@ def _check_files(store: Store, manifest: Manifest) -> None:
                     disk=disk,
                 )
             try:
-                layers.append(store.logs.index(file, content.size, len(layers)))
-                store.logs.check_presence(file)
+                layers.append(files.index(file, content.size, len(layers)))
+                files.check_presence(file)
             except CorruptError as error:
                 raise naming(error, point=manifest.sequence, disk=disk) from error
         if ExtentIndex.merge(layers).covered != sum(layer.covered for layer in layers):
@@ -187,11 +187,11 @@ def _check_files(store: Store, manifest: Manifest) -> None:
 
 def _apply_files(store: Store, disk: DiskKey, files: Seq[StoredFile]) -> None:
     index = ExtentIndex.merge(
-        [store.logs.index(file, store.size(disk), source) for source, file in enumerate(files)]
+        [store.parts.index(file, store.size(disk), source) for source, file in enumerate(files)]
     )
     with ExitStack() as stack:
         base = store.open_base(disk, writable=True)
         stack.callback(base.close)
         table = stack.enter_context(store.open_table(disk, writable=True))
         apply.mark_unknown(table, index)
-        apply.apply(base, table, store.key, index, files, store.logs)
+        apply.apply(base, table, store.key, index, files, store.parts)

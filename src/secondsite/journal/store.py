@@ -27,14 +27,20 @@ class Store:
         self.identity = identity
         self._open_base = open_base
         self.points = PointStore(folder / "points")
-        self.logs = LogStore(folder / "logs", self.incoming, [spec.size for spec in identity.disks.values()])
+        sizes = [spec.size for spec in identity.disks.values()]
+        self.logs = LogStore(folder / "logs", self.incoming, sizes)
+        self.parts = LogStore(folder / "parts", self.incoming, sizes, passing=True)
         self.pins = PinStore(folder / "pins")
         self.applied = AppliedParts(folder / "applied")
 
     def take_identity(self, identity: Identity) -> None:
         """The disks have grown: go on with their new sizes."""
         self.identity = identity
-        self.logs.sizes = frozenset(spec.size for spec in identity.disks.values())
+        self.logs.sizes = self.parts.sizes = frozenset(spec.size for spec in identity.disks.values())
+
+    def arriving(self) -> LogStore:
+        """Return where a file belongs that is received now: before the first point, files only pass on their way into the base."""
+        return self.parts if self.base_state().sequence is None else self.logs
 
     @property
     def incoming(self) -> Path:
