@@ -29,13 +29,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from report import Row, say
+from two_nodes import Line, TwoNodes, free_port, line, two_nodes
+
 from secondsite.lab.hypervisor import Hypervisor
 from secondsite.model.ids import DiskKey, ItemId, NodeId
 from secondsite.model.policy import Policy
 from secondsite.model.units import KIB, MIB
 from secondsite.ship.identity import CertificateAuthority
 from support.tracked_machines import TrackedMachine
-from two_nodes import Line, TwoNodes, free_port, line, two_nodes
 
 VDA = DiskKey("vda")
 VM = "bench"
@@ -221,7 +222,9 @@ def place_for(folder: Path, size: int, kind: str, on: Line | None) -> Iterator[P
     shutil.rmtree(folder)
 
 
-def compare(place: Place, kind: str, runs: int, *, zeros: bool = True) -> tuple[list[float], list[float], int]:
+def compare(
+    place: Place, kind: str, runs: int, *, zeros: bool = True
+) -> tuple[list[float], list[float], int]:
     """Run both in turns; return their seconds, and our bytes on the wire."""
     mine, theirs, wire = [], [], 0
     for run in range(runs):
@@ -234,14 +237,20 @@ def compare(place: Place, kind: str, runs: int, *, zeros: bool = True) -> tuple[
     return mine, theirs, wire
 
 
-def row(kind: str, title: str, bound: float, size: int, found: tuple[list[float], list[float], int], more: str) -> None:
+def row(
+    kind: str, title: str, bound: float, size: int, found: tuple[list[float], list[float], int], more: str
+) -> None:
     """Say the row of one comparison, by the medians."""
     mine, theirs = (size / statistics.median(times) / 1e6 for times in found[:2])
     conditions = (
         f"{size // MIB} MiB qcow2 of a running machine, {kind}; two node daemons, mutual TLS, {more}; median of"
         f" {len(found[0])}, in turns; load {os.getloadavg()[0]:.1f}"
     )
-    say(Row(title, conditions, f"{mine:.0f} MB/s", f"{theirs:.0f} MB/s", mine / theirs, "x", bound, least=True))
+    say(
+        Row(
+            title, conditions, f"{mine:.0f} MB/s", f"{theirs:.0f} MB/s", mine / theirs, "x", bound, least=True
+        )
+    )
 
 
 TITLES = {

@@ -12,7 +12,7 @@ import pytest
 
 from secondsite.errors import UnavailableError
 from secondsite.node.records import ItemStore, Role
-from support.cycle_world import ITEM, VDA, VDB, Machine, World, small_batches
+from support.cycle_world import ITEM, VDA, VDB, Machine, World
 from support.foreign_points import diverge
 from support.journals import ITEM as ITEM_OF_ROLES
 from support.power import AFTERMATHS, PowerCutError, power, unsynced
@@ -72,7 +72,7 @@ def relearning(world: World) -> None:
 
 @pytest.mark.parametrize("prepare", [initial, delta, resolving, growing, relearning])
 def test_a_cut_at_any_step_of_a_cycle_harms_nothing(tmp_path: Path, prepare: Callable[[World], None]) -> None:
-    with unsynced(), small_batches():
+    with unsynced():
         world = World.create(tmp_path / "prepared" / "w")
         world.machine.capture.write(VDA, 0, b"a" * 30_000)
         prepare(world)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from secondsite.errors import UnavailableError
-from support.cycle_world import ITEM, POLICY, SIZES, World, small_batches
+from support.cycle_world import ITEM, POLICY, SIZES, World
 from support.power import AFTERMATHS, PowerCutError, power, unsynced
 
 WRITES = st.lists(
@@ -38,7 +38,7 @@ class Replication(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.place = Path(tempfile.mkdtemp(prefix="ss-"))
-        self._guards: list[Any] = [unsynced(), small_batches()]
+        self._guards: list[Any] = [unsynced()]
         for guard in self._guards:
             guard.__enter__()
         self.generation = 0

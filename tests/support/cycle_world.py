@@ -8,7 +8,7 @@ before its effect or after it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,6 @@ from secondsite.model.manifest import Consistency, VmDefinition
 from secondsite.model.policy import Policy
 from secondsite.model.units import KIB
 from secondsite.node.records import ItemRecord, ItemStore, Peer, Role
-from secondsite.node.source import cycle as cycles
 from secondsite.node.source.cycle import Cycle
 from secondsite.node.source.group import Meeting
 from secondsite.node.source.outcome import CycleOutcome
@@ -47,6 +46,8 @@ KEY = bytes(range(32))
 VDA, VDB = DiskKey("vda"), DiskKey("vdb")
 SIZES = {VDA: 320 * KIB, VDB: 70 * KIB}  # the last block of vdb is short
 PART = 32 * KIB
+BATCH = 2
+"""Parts that are settled together."""
 POLICY = Policy(copy_frequency_s=5, retention_points=4, resync_window="always")
 
 Contents = dict[DiskKey, bytes]
@@ -224,11 +225,23 @@ class Link:
     def suggested_part_size(self) -> int:
         return PART
 
-    def send(self, parts: Iterable[Outgoing], on_sent: Callable[[Outgoing], object] | None = None) -> None:
+    def send(
+        self,
+        parts: Iterable[Outgoing],
+        on_sent: Callable[[Outgoing], object] | None = None,
+        settle: Callable[[list[Outgoing]], object] = lambda _: None,
+    ) -> None:
+        arrived = []
         for part in parts:
             self._world.call(lambda part=part: self._deliver(part))  # type: ignore[misc]
             if on_sent is not None:
                 on_sent(part)
+            arrived.append(part)
+            if len(arrived) == BATCH:
+                settle(arrived)
+                arrived = []
+        if arrived:
+            settle(arrived)
 
     def _deliver(self, part: Outgoing) -> None:
         if part.digest not in self._receiver.has(ITEM, SOURCE, Epoch(1), [PartRef(part.digest, part.kind)]):
@@ -284,13 +297,3 @@ def _record(role: Role, peer: Peer) -> ItemRecord:
         vm="a machine" if role is Role.SOURCE else "",
         peer=peer,
     )
-
-
-@contextmanager
-def small_batches() -> Iterator[None]:
-    """Let an initial replication of these small disks go through several batches."""
-    before, cycles.INITIAL_BATCH = cycles.INITIAL_BATCH, 4 * PART  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        cycles.INITIAL_BATCH = before  # type: ignore[misc]

@@ -123,7 +123,9 @@ class RawBase:
                 written = os.pwrite(self._fd, view, offset)
                 offset += written
                 view = view[written:]
-        if length >= MIB:  # the disk writes while the next piece is looked at; scattered blocks it orders better itself
+        if (
+            length >= MIB
+        ):  # the disk writes while the next piece is looked at; scattered blocks it orders better itself
             durable.begin_writing(self._fd, start, length)
 
     def zero(self, offset: int, length: int) -> None:

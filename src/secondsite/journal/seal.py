@@ -61,7 +61,9 @@ def apply_parts(store: Store, disk: DiskKey, digests: Seq[Digest]) -> None:
     """Fold parts into the base before the first point; durable when it returns, and safe to repeat."""
     files: list[StoredFile] = []
     for digest in digests:
-        found = [(kind, length) for kind in _KINDS if (length := store.parts.length(digest, kind)) is not None]
+        found = [
+            (kind, length) for kind in _KINDS if (length := store.parts.length(digest, kind)) is not None
+        ]
         if found:
             files.append(StoredFile(FileRef(digest, found[0][1]), found[0][0]))
         elif not store.applied.has(disk, digest):

@@ -19,6 +19,10 @@ from secondsite.ship.protocol import PartKind
 from secondsite.ship.throttle import TokenBucket
 
 _CHUNK: Final = MIB
+_ARRIVED_AHEAD: Final = 4
+"""So many parts that arrived wait to be settled, beside those that are being settled; then no more are sent."""
+BATCH_MAX: Final = 4
+"""At most so many parts are settled together."""
 
 
 class StoppedError(SecondSiteError):
@@ -142,8 +146,35 @@ class Run:
             with self._lock:
                 self._on_sent(part)
 
-    def through(self, parts: Iterable[Outgoing], workers: int, deliver: Callable[[Outgoing], None]) -> None:
-        """Deliver all parts with so many workers; raise the first error once all have ended."""
+    def through(
+        self,
+        parts: Iterable[Outgoing],
+        workers: int,
+        deliver: Callable[[Outgoing], None],
+        settle: Callable[[list[Outgoing]], object] | None = None,
+    ) -> None:
+        """Deliver all parts with so many workers, and have `settle` take what arrived; raise the first error once all have ended."""
+        if settle is None:
+            self._through(parts, workers, deliver, lambda _: None)
+        else:
+            arrived: queue.Queue[Outgoing | None] = queue.Queue(maxsize=_ARRIVED_AHEAD)
+            settler = threading.Thread(
+                target=lambda: self._settle(arrived, settle), name="ship-settle", daemon=True
+            )
+            settler.start()
+            self._through(parts, workers, deliver, arrived.put)
+            arrived.put(None)
+            settler.join()
+        if self._error is not None:
+            raise self._error
+
+    def _through(
+        self,
+        parts: Iterable[Outgoing],
+        workers: int,
+        deliver: Callable[[Outgoing], None],
+        arrived: Callable[[Outgoing], None],
+    ) -> None:
         waiting: queue.Queue[Outgoing | None] = queue.Queue(maxsize=2 * workers)
 
         def work() -> None:
@@ -153,6 +184,7 @@ class Run:
                 try:
                     deliver(part)
                     self.sent(part)
+                    arrived(part)
                 except BaseException as error:  # noqa: BLE001 - carried to the caller, whatever it is
                     self._fail(error)
 
@@ -164,6 +196,7 @@ class Run:
                     threads[-1].start()
                 waiting.put(part)
                 if self.stopping():
+                    self._fail(StoppedError("the transfer was stopped"))  # unless there was an error before
                     break
         except BaseException as error:  # noqa: BLE001 - the producer failed: same way out
             self._fail(error)
@@ -171,8 +204,25 @@ class Run:
             waiting.put(None)
         for thread in threads:
             thread.join()
-        if self._error is not None:
-            raise self._error
+
+    def _settle(
+        self, arrived: queue.Queue[Outgoing | None], settle: Callable[[list[Outgoing]], object]
+    ) -> None:
+        """Settle in batches of what has arrived meanwhile, so that what a batch costs is paid less often when it is dear."""
+        part: Outgoing | None = None
+        more = True
+        while more:
+            batch = []
+            while (part := arrived.get()) is not None:
+                batch.append(part)
+                if arrived.empty() or len(batch) == BATCH_MAX:
+                    break
+            more = part is not None
+            if batch and self._error is None:
+                try:
+                    settle(batch)
+                except BaseException as error:  # noqa: BLE001 - carried to the caller, whatever it is
+                    self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:

@@ -71,7 +71,7 @@ __all__ = ["Outgoing", "Sender", "StoppedError"]
 
 
 class Sender:
-    """Ships one item's parts and points to one target. Close it when done; its calls are for one thread at a time."""
+    """Ships one item's parts and points to one target. Close it when done; its calls are for one thread at a time, but see `send`."""
 
     def __init__(
         self,
@@ -178,13 +178,17 @@ class Sender:
         self,
         parts: Iterable[Outgoing],
         on_sent: Callable[[Outgoing], object] | None = None,
+        settle: Callable[[list[Outgoing]], object] | None = None,
     ) -> None:
-        """Send the parts that are missing; on return all are durable on the target.
+        """Send the parts that are missing; on return all are acknowledged by the target.
 
         A list is asked about in one call, an iterator part by part, while it is still being produced: at most
         2 x connections parts are taken from it ahead; if it waits for room, it must watch `failing`. `on_sent` is called for each part once the target has it
         (also when it had it before), never twice at a time, in any order. The first error ends the transfer after
         the parts that are under way on other connections were given up; what arrived stays.
+
+        `settle`, only with an iterator: called with the parts that have arrived, each once, a few at a time, in a thread of its own while others are
+        produced and sent (`apply_initial` may be called in it). On return all are settled. Little piles up before it: while it is slow, nothing more is sent.
         """
         run = self._run = Run(on_sent, self._cancelled)
         if isinstance(parts, Sequence):
@@ -198,7 +202,7 @@ class Sender:
             ask = False
         else:
             ask = True
-        run.through(parts, self._connections, lambda part: self._deliver(part, ask, run.stopping))
+        run.through(parts, self._connections, lambda part: self._deliver(part, ask, run.stopping), settle)
 
     @property
     def failing(self) -> bool:

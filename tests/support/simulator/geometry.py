@@ -47,7 +47,7 @@ def draw(chance: Random) -> Geometry:
         sizes=sizes,
         policy=_policy(chance),
         part_size=chance.choice(PARTS),
-        batch=chance.choice((16 * KIB, 128 * KIB, 512 * KIB)),
+        batch=chance.choice((1, 2, 4)),
         connections=chance.choice((1, 2, 2, 3)),
         trouble=chance.choice((0.0, 0.2, 0.4, 0.6)),
     )

@@ -93,6 +93,9 @@ class _Queue:
         self._turns.wait(lambda: len(self._items) < self._maxsize)
         self._items.append(item)
 
+    def empty(self) -> bool:
+        return not self._items
+
     def get(self) -> Any:
         self._turns.wait(lambda: bool(self._items))
         return self._items.popleft()

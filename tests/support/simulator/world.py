@@ -26,7 +26,6 @@ from secondsite import durable
 from secondsite.capture.bitmaps import QCOW2, ImageInfo
 from secondsite.fabric.fake import FakeImage
 from secondsite.node import images
-from secondsite.node.source import cycle as cycles
 from secondsite.node.target import adoption
 from secondsite.node.target import commands as target_commands
 from secondsite.ship import client, delivery
@@ -118,7 +117,7 @@ def in_hand(world: World) -> Iterator[None]:
         put(client, "PeerConnection", connection_class(world.network))
         put(delivery, "threading", ThreadingTurns(world.turns))
         put(delivery, "queue", QueueTurns(world.turns))
-        put(cycles, "INITIAL_BATCH", world.geometry.batch)
+        put(delivery, "BATCH_MAX", world.geometry.batch)
         # No qemu-nbd and no qemu-img: the fabric's images are small files.
         for module in (images, target_commands):
             put(module, "stop_shared", lambda _path, _run: None)

@@ -14,14 +14,14 @@ from secondsite.journal import Journal
 from secondsite.model.ids import Epoch
 from secondsite.model.manifest import PointKind, parse_time
 from secondsite.node.source import cycle as cycles
-from support.cycle_world import ITEM, KEY, SIZES, VDA, VDB, World, small_batches
+from support.cycle_world import ITEM, KEY, SIZES, VDA, VDB, World
 from support.foreign_points import diverge
 from support.power import unsynced
 
 
 @pytest.fixture(autouse=True)
 def _fast() -> Iterator[None]:
-    with unsynced(), small_batches():
+    with unsynced():
         yield
 
 

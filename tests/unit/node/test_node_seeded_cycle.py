@@ -16,7 +16,7 @@ from secondsite.model.units import KIB
 from secondsite.node.config import Folders
 from secondsite.node.records import ItemStore
 from secondsite.node.target.seeding import Seeding
-from support.cycle_world import ITEM, KEY, VDA, VDB, Contents, Machine, World, small_batches
+from support.cycle_world import ITEM, KEY, VDA, VDB, Contents, Machine, World
 from support.power import unsynced
 from support.seeds import CONTENT, pattern, write_seed
 
@@ -25,7 +25,7 @@ BLOCK = 4 * KIB
 
 @pytest.fixture(autouse=True)
 def _fast() -> Iterator[None]:
-    with unsynced(), small_batches():
+    with unsynced():
         yield
 
 

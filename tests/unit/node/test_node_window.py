@@ -13,14 +13,14 @@ from secondsite.errors import UnavailableError
 from secondsite.model.manifest import Consistency, PointKind
 from secondsite.node.source.replicator import Adapters, Replicator
 from secondsite.node.source.window import ResyncRequiredError
-from support.cycle_world import ITEM, POLICY, VDA, World, small_batches
+from support.cycle_world import ITEM, POLICY, VDA, World
 from support.patience import wait_until
 from support.power import unsynced
 
 
 @pytest.fixture(autouse=True)
 def _fast() -> Iterator[None]:
-    with unsynced(), small_batches():
+    with unsynced():
         yield
 
 

@@ -17,7 +17,7 @@ left by a crash is resolved before the next cycle (see belief.py).
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -33,7 +33,7 @@ from secondsite.capture.quiesce import Quiescer
 from secondsite.capture.runs import Runs
 from secondsite.errors import CorruptError, TrackingLostError
 from secondsite.journal import table_label
-from secondsite.model.ids import DiskKey, Sequence
+from secondsite.model.ids import Digest, DiskKey, Sequence
 from secondsite.model.manifest import (
     Consistency,
     DiskPoint,
@@ -42,7 +42,7 @@ from secondsite.model.manifest import (
     PointKind,
     VmDefinition,
 )
-from secondsite.model.units import MIB, PART_DATA_MAX
+from secondsite.model.units import PART_DATA_MAX
 from secondsite.node.records import Acked, ItemRecord, ItemStore
 from secondsite.node.source.belief import Belief
 from secondsite.node.source.consistency import Quiet
@@ -56,8 +56,7 @@ from secondsite.ship.sender import Outgoing, Sender
 
 log = structlog.get_logger(__name__)
 
-INITIAL_BATCH: Final = 256 * MIB
-"""Data bytes between two advances of the table while the initial replication runs."""
+_SPOOL: Final = 4 * PART_DATA_MAX
 
 
 @dataclass(slots=True)
@@ -229,17 +228,31 @@ class Cycle:
         snapshot: Snapshot,
         tables: Mapping[DiskKey, DigestTable],
     ) -> dict[DiskKey, _DiskParts]:
+        """Capture, ship and apply beside each other; one promise at a time is open. Disk by disk: two may have equal lists of zeros."""
         result = {}
-        budget = SpoolBudget(INITIAL_BATCH)
+        budget = SpoolBudget(_SPOOL)
         for disk in record.disks:
             state = result[disk] = _DiskParts(snapshot.disks[disk].size)
-            produced = self._produce(sender, snapshot, disk, tables, Mode.COMPARE, budget)
-            for batch in _batches(produced, INITIAL_BATCH // 2):
-                sender.send([_outgoing(part) for part in batch], lambda sent: _spooled_away(budget, sent))
+            under_way: dict[Digest, Part] = {}
+
+            def parts(disk: DiskKey = disk, under_way: dict[Digest, Part] = under_way) -> Iterator[Outgoing]:
+                for part in self._produce(sender, snapshot, disk, tables, Mode.COMPARE, budget):
+                    under_way[part.digest] = part
+                    yield _outgoing(part)
+
+            def fold(
+                sent: list[Outgoing],
+                disk: DiskKey = disk,
+                state: _DiskParts = state,
+                under_way: dict[Digest, Part] = under_way,
+            ) -> None:
+                batch = [under_way.pop(part.digest) for part in sent]
                 promise = self._target.promise_parts(batch)
                 sender.apply_initial(disk, [part.digest for part in batch])
                 self._target.applied(promise, tables)
                 state.changed += sum(part.changed for part in batch)
+
+            sender.send(parts(), lambda sent: _spooled_away(budget, sent), fold)
         return result
 
     def _ship_changes(
@@ -254,7 +267,7 @@ class Cycle:
         mode = Mode.CHANGED if record.acked.checkpoint else Mode.COMPARE
         if self.kind is PointKind.RESYNC:
             self._ports.items.count(record.item, "resyncs")
-        budget = SpoolBudget(4 * PART_DATA_MAX)
+        budget = SpoolBudget(_SPOOL)
         kept: list[Part] = []
         result = {disk: _DiskParts(snapshot.disks[disk].size) for disk in record.disks}
 
@@ -366,14 +379,3 @@ def _kind(record: ItemRecord) -> PointKind:
     if record.acked is None:
         return PointKind.INITIAL
     return PointKind.DELTA if record.acked.checkpoint else PointKind.RESYNC
-
-
-def _batches(parts: Iterable[Part], limit: int) -> Iterator[list[Part]]:
-    batch: list[Part] = []
-    for part in parts:
-        batch.append(part)
-        if sum(p.length for p in batch) >= limit:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
