@@ -95,8 +95,9 @@ class _Output:
     disk: DiskKey
     disk_size: int
     spool: Path
-    part_size: int
+    part_size: Callable[[], int]
     time: datetime
+    passing: bool
     new_id: Callable[[], uuid.UUID]
     budget: SpoolBudget | None
     cancelled: Cancelled | None
@@ -123,7 +124,8 @@ def produce(
     *,
     digest_key: bytes,
     time: datetime,
-    part_size: int = PART_DATA_MAX,
+    part_size: int | Callable[[], int] = PART_DATA_MAX,
+    passing: bool = False,
     previous_id: uuid.UUID | None = None,
     new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     budget: SpoolBudget | None = None,
@@ -133,7 +135,8 @@ def produce(
     """Return the parts that bring the other side from what `table` says to what `disk` holds.
 
     digest_key: the key that the table was made with.
-    part_size: most bytes of data in a log, a multiple of 4096.
+    part_size: most bytes of data in a log, a multiple of 4096; asked for each log if it is a function.
+    passing: the logs go straight into a base and are not kept, so their entries need no checksums of their own.
     budget: the part's length is acquired before it is yielded; the caller releases `part.length`.
 
     The table may be advanced by the parts that were yielded while the rest is produced, in no other way.
@@ -143,8 +146,9 @@ def produce(
         NoSpaceError: the spool's file system is full.
         SecondSiteError: as the snapshot's disk raises.
     """
-    if part_size <= 0 or part_size % BLOCK:
-        raise InvalidInputError(f"the part size must be a multiple of {BLOCK}", part_size=part_size)
+    sizes = part_size if callable(part_size) else lambda: part_size
+    if sizes() <= 0 or sizes() % BLOCK:
+        raise InvalidInputError(f"the part size must be a multiple of {BLOCK}", part_size=sizes())
     if disk.size != table.disk_size:
         raise ConflictError(
             f"disk {key} has {disk.size} bytes, its digest table is for {table.disk_size}",
@@ -155,7 +159,7 @@ def produce(
         raise InvalidInputError(
             f"disk {key} cannot be compared from a snapshot of changes", hint="take one with since=None"
         )
-    output = _Output(key, disk.size, spool, part_size, time, new_id, budget, cancelled)
+    output = _Output(key, disk.size, spool, sizes, time, passing, new_id, budget, cancelled)
     return _run(disk, table, mode, digest_key, output, previous_id, progress)
 
 
@@ -287,11 +291,11 @@ class _Logs:
         while len(data):
             if self._open is None:
                 self._open = _OpenLog(self._output, self._previous_id)
-            room = self._output.part_size - self._open.writer.data_length
+            room = self._open.size - self._open.writer.data_length
             blocks = min(len(digests), room // BLOCK)
             self._open.write(first, data[: blocks * BLOCK], digests[:blocks])
             first, data, digests = first + blocks, data[blocks * BLOCK :], digests[blocks:]
-            if self._open.writer.data_length + BLOCK > self._output.part_size:
+            if self._open.writer.data_length + BLOCK > self._open.size:
                 yield from self.finish()
 
     def finish(self) -> Iterator[Part]:
@@ -304,15 +308,16 @@ class _Logs:
 
 
 class _OpenLog:
-    """One log while it is written. Holds `part_size` bytes of the budget until its length is known."""
+    """One log while it is written. Holds `size` bytes, the most that it may take, of the budget until its length is known."""
 
     def __init__(self, output: _Output, previous_id: uuid.UUID | None) -> None:
         self._output = output
         self._unique_id = output.new_id()
+        self.size = output.part_size()
         self._path = output.spool / f"{output.disk}-{self._unique_id.hex}.hrl"
         self._runs = array("q")
         self._digests: list[NDArray[np.uint64]] = []
-        output.acquire(output.part_size)
+        output.acquire(self.size)
         try:
             with durable.naming_full_disk(self._path):
                 self._file = self._path.open("xb", buffering=256 * KIB)
@@ -322,9 +327,10 @@ class _OpenLog:
                     unique_id=self._unique_id,
                     previous_id=previous_id,
                     time=output.time,
+                    data_checksums=not output.passing,
                 )
         except BaseException:
-            output.release(output.part_size)
+            output.release(self.size)
             raise
 
     def write(self, first: int, data: memoryview, digests: NDArray[np.uint64]) -> None:
@@ -341,7 +347,7 @@ class _OpenLog:
         digest = blake3().update_mmap(self._path).hexdigest()
         runs = np.frombuffer(self._runs.tobytes(), np.int64).reshape(-1, 2)
         pending = PendingBlocks.of_data(runs, np.concatenate(self._digests))
-        self._output.release(self._output.part_size - size)
+        self._output.release(self.size - size)
         return Part(
             self._output.disk,
             "hrl",
@@ -359,7 +365,7 @@ class _OpenLog:
                 self._file.close()
         finally:
             self._path.unlink(missing_ok=True)
-            self._output.release(self._output.part_size)
+            self._output.release(self.size)
 
 
 def _write_zeros(output: _Output, runs: Runs) -> Part:

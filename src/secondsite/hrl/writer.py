@@ -37,7 +37,10 @@ from secondsite.model.units import SECTOR, Buffer
 
 
 class LogWriter:
-    """See the module's docstring. `file` is seekable, empty and written by nobody else until `close` returned."""
+    """See the module's docstring. `file` is seekable, empty and written by nobody else until `close` returned.
+
+    data_checksums: False leaves those of the data out (0: absent), for a log that is not kept.
+    """
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class LogWriter:
         metadata_size: int = METADATA_SIZE,
         version: int = 2,
         data_write_id: UUID | None = None,
+        data_checksums: bool = True,
     ) -> None:
         if version not in VERSIONS:
             raise InvalidInputError(f"log format version {version} is not known", hint="choose 1 or 2")
@@ -70,6 +74,7 @@ class LogWriter:
         self._timestamp = to_timestamp(time)
         self._version = version
         self._data_write_id = data_write_id
+        self._data_checksums = data_checksums
         self._metadata_size = metadata_size
         self._slots = metadata_size // ENTRY_LENGTH - 1
         self._entries: list[tuple[int, int, int]] = []  # offset, length, checksum of the data
@@ -120,7 +125,7 @@ class LogWriter:
 
     def _append(self, offset: int, data: Buffer, size: int) -> None:
         self._write_all(data)
-        self._entries.append((offset, size, checksum(data)))
+        self._entries.append((offset, size, checksum(data) if self._data_checksums else 0))
         self.data_length += size
         self.entry_count += 1
         self._position += size

@@ -186,7 +186,7 @@ class JsonClient:
         self,
         method: str,
         path: str,
-        body: bytes | Iterable[bytes],
+        body: bytes | Iterable[bytes | memoryview],
         length: int | None,
         headers: Mapping[str, str] | None = None,
         *,
@@ -230,7 +230,7 @@ class JsonClient:
         self,
         method: str,
         path: str,
-        body: bytes | Iterable[bytes],
+        body: bytes | Iterable[bytes | memoryview],
         length: int | None,
         headers: Mapping[str, str],
         timeout_s: float | None,
@@ -284,7 +284,7 @@ def _talk(
     connection: PeerConnection,
     method: str,
     path: str,
-    body: bytes | Iterable[bytes],
+    body: bytes | Iterable[bytes | memoryview],
     length: int | None,
     headers: Mapping[str, str],
 ) -> http.client.HTTPResponse:
@@ -304,7 +304,7 @@ def _talk(
                 if length is not None:
                     connection.send(piece)
                 elif piece:
-                    connection.send(b"%x\r\n%b\r\n" % (len(piece), piece))
+                    connection.send(b"".join((b"%x\r\n" % len(piece), piece, b"\r\n")))
             if length is None:
                 connection.send(b"0\r\n\r\n")
     except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError) as broken:

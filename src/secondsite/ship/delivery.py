@@ -6,8 +6,9 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import zstandard
 
@@ -66,7 +67,7 @@ class Flow:
         self.own_s = 0.0
         """Seconds spent on reading and compressing; the rest of the call's time is the link's."""
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[bytes | memoryview]:
         pieces = self._compressed() if self._level else self._read()
         while True:
             start = self._monotonic()
@@ -77,24 +78,26 @@ class Flow:
                 return
             yield from self._throttled(piece)
 
-    def _throttled(self, piece: bytes) -> Iterator[bytes]:
+    def _throttled(self, piece: bytes | memoryview) -> Iterator[bytes | memoryview]:
         view = memoryview(piece)
         while view:
             step = view[: self._limiter.piece]
             if not self._limiter.take(len(step), self._stopping):
                 raise StoppedError("the transfer was stopped")
-            yield bytes(step) if len(step) < len(piece) else piece
+            yield step
             self.wire += len(step)
             self._progress.add(wire=len(step))
             view = view[len(step) :]
 
-    def _read(self) -> Iterator[bytes]:
+    def _read(self) -> Iterator[memoryview]:
+        """Yield the file piece by piece; each is valid until the next is taken."""
         left = self._part.length
+        buffer = memoryview(bytearray(min(_CHUNK, left)))  # fresh ones would be cleared and mapped each time
         with _opened(self._part.path) as file:
             while left:
                 if self._stopping():
                     raise StoppedError("the transfer was stopped")
-                data = _read_some(file, min(_CHUNK, left))
+                data = _read_some(file, buffer[: min(_CHUNK, left)])
                 if not data:
                     raise CorruptError(
                         "the part's file is shorter than it should be",
@@ -114,19 +117,21 @@ class Flow:
         yield compressor.flush()
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> FileIO:
     # Our own files' errors must not look like the link's, which are retried.
     try:
-        return path.open("rb", buffering=0)
+        return FileIO(path)
     except OSError as error:
         raise CorruptError("the part's file cannot be opened", path=str(path), reason=str(error)) from error
 
 
-def _read_some(file: BinaryIO, size: int) -> bytes:
+def _read_some(file: FileIO, view: memoryview) -> memoryview:
     try:
-        return file.read(size)
+        return view[: file.readinto(view)]
     except OSError as error:
-        raise CorruptError("the part's file cannot be read", path=file.name, reason=str(error)) from error
+        raise CorruptError(
+            "the part's file cannot be read", path=str(file.name), reason=str(error)
+        ) from error
 
 
 class Run:

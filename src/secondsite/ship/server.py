@@ -181,7 +181,8 @@ class _Socket(ssl.SSLSocket):
         left = self.limits.stall_s - self._waited if self.deadline is None else self.deadline - start
         if left <= 0:
             raise TimeoutError("timed out")  # cheroot answers 408 to this very text
-        self.settimeout(left)
+        if self.gettimeout() != left:  # each setting is a call of the system, and a record has but 16 KiB
+            self.settimeout(left)
         count = super().recv_into(buffer, nbytes, flags)
         self._waited += time.monotonic() - start
         self._got += count

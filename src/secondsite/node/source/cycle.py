@@ -306,7 +306,8 @@ class Cycle:
             self._spool,
             digest_key=self._ports.items.get(self._item).key,
             time=snapshot.time,
-            part_size=sender.suggested_part_size(),
+            part_size=sender.suggested_part_size,
+            passing=self.kind is PointKind.INITIAL,
             budget=budget,
             progress=self._ports.progress,
             # After an error nothing is sent any more, so nothing would make room in the spool.
