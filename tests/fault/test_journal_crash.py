@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from secondsite.errors import NotFoundError
 from secondsite.journal import Journal
 from secondsite.model.ids import Epoch, Sequence
 from secondsite.model.policy import Policy
@@ -90,11 +91,14 @@ def received(path: Path) -> tuple[Model, Journal]:
 
 
 def apply_received(journal: Journal, model: Model) -> None:
-    """A source that got no answer asks again; it does not send the parts again."""
+    """A source that got no answer asks again; it sends the parts again only if a crash took them."""
     parts = _two_parts(model)
     manifest = model.manifest({})
     if journal.status().state == "initial":
-        journal.apply_initial(model.epoch, VDA, [digest_of(data) for _, data in parts])
+        try:
+            journal.apply_initial(model.epoch, VDA, [digest_of(data) for _, data in parts])
+        except NotFoundError:
+            journal.apply_initial(model.epoch, VDA, model.send(journal, parts))
     model.sealed(manifest, journal.seal(model.epoch, manifest.to_bytes()))
 
 

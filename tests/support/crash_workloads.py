@@ -9,6 +9,7 @@ from typing import Final
 from blake3 import blake3
 
 from secondsite.blocks import DigestTable, block_digests
+from secondsite.errors import NotFoundError
 from secondsite.hrl.zeros import encode_zeros
 from secondsite.journal import verify_folder
 from secondsite.model import ids
@@ -191,8 +192,11 @@ def seal_first_with_files(story: Story) -> None:
 
 
 def apply_received(story: Story) -> None:
-    digests = [digest_of(data) for _, data in parts_of_the_initial(story)]
-    story.journal.apply_initial(story.model.epoch, VDA, digests)
+    parts = parts_of_the_initial(story)
+    try:
+        story.journal.apply_initial(story.model.epoch, VDA, [digest_of(data) for _, data in parts])
+    except NotFoundError:  # a crash took them: the source sends them again
+        story.journal.apply_initial(story.model.epoch, VDA, story.model.send(story.journal, parts))
     story.seal({})
 
 
