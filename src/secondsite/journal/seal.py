@@ -71,7 +71,12 @@ def apply_parts(store: Store, disk: DiskKey, digests: Seq[Digest]) -> None:
     if not files:
         return
     resize.grow(store, {disk: max(store.parts.disk_size(file) or 0 for file in files)})
-    _apply_files(store, disk, files)
+    try:
+        _apply_files(store, disk, files)
+    except CorruptError:
+        for file in files:  # or it would be said to be here, and never sent again
+            store.parts.unlink(file.name)
+        raise
     store.applied.add(disk, [file.ref.digest for file in files])
     for file in files:
         store.parts.unlink(file.name)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from secondsite.errors import NotFoundError
+from secondsite.errors import CorruptError, NotFoundError
 from secondsite.journal import Journal
 from support.journals import VDA, Model, digest_of, log_bytes
 
@@ -68,3 +68,19 @@ def test_every_file_that_a_later_point_names_was_synced_and_those_that_pass_were
     model.seal(journal, {})
     kept = model.send(journal, model.parts(VDA, [(0, b"b" * 8192)]))
     assert (tmp_path / "j" / "logs" / f"{kept[0]}.hrl").stat().st_ino in synced
+
+
+def test_a_part_that_rotted_before_it_was_applied_is_asked_for_again(tmp_path: Path) -> None:
+    """The kernel may fail to write what nobody synced, and then shows what is on the disk."""
+    model = Model()
+    journal = model.create(tmp_path / "j")
+    parts = model.parts(VDA, [(0, b"a" * 8192)])
+    digests = model.send(journal, parts)
+    path = tmp_path / "j" / "parts" / f"{digests[0]}.hrl"
+    path.write_bytes(path.read_bytes().replace(b"a" * 512, bytes(512), 1))
+    with pytest.raises(CorruptError):
+        journal.apply_initial(model.epoch, VDA, digests)
+    assert not journal.has_file(digests[0], "hrl")
+    journal.apply_initial(model.epoch, VDA, model.send(journal, parts))
+    model.seal(journal, {})
+    model.check(journal, verify=True)
