@@ -147,8 +147,8 @@ def produce(
         SecondSiteError: as the snapshot's disk raises.
     """
     sizes = part_size if callable(part_size) else lambda: part_size
-    if sizes() <= 0 or sizes() % BLOCK:
-        raise InvalidInputError(f"the part size must be a multiple of {BLOCK}", part_size=sizes())
+    if (asked := sizes()) <= 0 or asked % BLOCK:
+        raise InvalidInputError(f"the part size must be a multiple of {BLOCK}", part_size=asked)
     if disk.size != table.disk_size:
         raise ConflictError(
             f"disk {key} has {disk.size} bytes, its digest table is for {table.disk_size}",

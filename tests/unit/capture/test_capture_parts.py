@@ -352,3 +352,23 @@ def test_closing_the_generator_removes_the_unfinished_part(tmp_path: Path) -> No
         parts.close()  # type: ignore[attr-defined]
     assert list(spool.iterdir()) == [first.path]
     assert budget.used == first.length
+
+
+def test_each_log_asks_anew_how_large_it_may_be(tmp_path: Path) -> None:
+    content = blocks_of(*range(1, 8))
+    sizes = iter([BLOCK, 4 * BLOCK, BLOCK, 2 * BLOCK])  # the first is only checked
+    with table_of(tmp_path, bytes(len(content))) as table:
+        disk = ImageDisk(content, [Extent(0, len(content))], whole=True)
+        parts = run(disk, table, Mode.COMPARE, tmp_path, part_size=lambda: next(sizes))
+    assert [part.data_length // BLOCK for part in parts] == [4, 1, 2]
+    assert applied(bytes(len(content)), parts) == content
+
+
+@pytest.mark.parametrize("passing", [True, False])
+def test_only_logs_that_pass_have_no_checksums_of_their_data(tmp_path: Path, passing: bool) -> None:
+    with table_of(tmp_path, bytes(2 * BLOCK)) as table:
+        disk = ImageDisk(blocks_of(1, 2), [Extent(0, 2 * BLOCK)], whole=True)
+        (part,) = run(disk, table, Mode.COMPARE, tmp_path, passing=passing)
+    checksums = log_of(part.path.read_bytes()).entries.data_checksum
+    assert bool(checksums.all()) is not passing
+    assert applied(bytes(2 * BLOCK), [part]) == blocks_of(1, 2)
