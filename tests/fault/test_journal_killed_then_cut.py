@@ -16,15 +16,13 @@ import pytest
 
 from secondsite.durable import FileLock
 from secondsite.errors import ConflictError
-from secondsite.journal import Journal, finish_deletes, verify_folder
-from secondsite.journal.applied import RECORD, AppliedParts
+from secondsite.journal import Journal, finish_deletes
 from support.crash_disk import Sync
 from support.crash_lives import seal_grown
 from support.crash_recorder import Recorder
 from support.crash_states import Cuts, write_tree
 from support.crash_story import Story, open_images
-from support.crash_workloads import empty, nothing, pinned, some, turned
-from support.journals import VDA, digest_of
+from support.crash_workloads import nothing, pinned, some, turned
 from support.power import PowerCutError, unsynced
 
 pytestmark = pytest.mark.fault
@@ -153,27 +151,6 @@ def test_a_journal_that_is_being_deleted_is_never_half_back(tmp_path: Path) -> N
         if story.path.exists():
             with opened(story) as journal:
                 assert len(journal.points()) == 3
-
-
-@pytest.mark.parametrize("data_of", ["nothing", "the first sector"])
-def test_a_record_of_an_applied_part_that_a_cut_left_unwritten_is_none(tmp_path: Path, data_of: str) -> None:
-    """The file got its new size, and none or a part of the data: the initial replication goes on."""
-    story = Story(tmp_path)
-    with unsynced():
-        empty(story)
-        path = story.path / "applied"
-        for number in range(6):  # the last crosses a sector
-            parts = story.model.parts(VDA, [(0, bytes([number + 1]) * 512)])
-            story.journal.apply_initial(story.model.epoch, VDA, story.model.send(story.journal, parts))
-        data = path.read_bytes()
-        kept = 512 if data_of == "the first sector" else 5 * RECORD
-        assert 5 * RECORD < 512 < len(data)
-        path.write_bytes(data[:kept].ljust(len(data), b"\0"))
-        assert len(AppliedParts(path).load()) == 5
-        assert list(verify_folder(story.path)) == []
-        story.journal.apply_initial(story.model.epoch, VDA, story.model.send(story.journal, parts))
-        assert (VDA, digest_of(parts[0][1])) in AppliedParts(path).load()
-    story.close()
 
 
 def test_a_lock_is_taken_on_a_full_disk_and_given_back_when_taking_it_fails(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +24,6 @@ from secondsite.hrl.index import ExtentIndex
 from secondsite.hrl.reader import read_log, verify_data
 from secondsite.hrl.zeros import decode_zeros, encode_zeros
 from secondsite.journal import Journal
-from secondsite.journal.applied import AppliedParts
 from secondsite.journal.documents import Identity, load_base_state, load_epoch, load_identity
 from secondsite.journal.pins import PinStore
 from secondsite.journal.points import PointStore
@@ -189,7 +187,6 @@ def journal_target(folder: Path) -> Target:
     model, journal = filled(sound, 3)
     journal.pin(journal.points()[-1].sequence, "fuzz")
     journal.close()
-    (sound / "applied").write_bytes(b"")
     names = sorted(path for path in sound.rglob("*") if path.is_file())
     seeds = [
         str(path.relative_to(sound)).encode() + b"\n1" + path.read_bytes()[:8192]
@@ -297,7 +294,7 @@ def documents_target(folder: Path) -> Target:
     seeds = [name.encode() + b"\n1" + (sound / name).read_bytes()[:4200] for name in names]
     seeds += [b"base.json\n1" + json.dumps({"state": "initial", "checksum": ""}).encode()]
     pin = next((sound / "pins").glob("lasting-*"))
-    seeds += [b"pins/lasting-0-3.json\n0" + pin.read_bytes(), b"applied\n0" + applied_record("vda") * 3]
+    seeds += [b"pins/lasting-0-3.json\n0" + pin.read_bytes()]
     words = [name.encode() + b"\n1" for name in names]
     words += [b'"raw"', b'"image"', b'"initial"', b'"ready"', b'"grown_from":', *_PATHS]
     work = folder / "work"
@@ -307,12 +304,6 @@ def documents_target(folder: Path) -> Target:
     return Target(
         "documents", traced, seeds, lambda data: _read_a_document(work, data), words, json_share=0.7
     )
-
-
-def applied_record(disk: str) -> bytes:
-    """Return one record of `applied`."""
-    fields = f"{'a' * 64} {disk:<16} ".encode()
-    return b"%s%08x\n" % (fields, zlib.crc32(fields))
 
 
 def _read_a_document(work: Path, data: bytes) -> None:
@@ -367,7 +358,6 @@ _READERS: Final[tuple[tuple[bytes, Callable[[Path], object]], ...]] = (
     (b"epoch.json", lambda work: _whole(load_epoch(work / "epoch.json"), "epoch")),
     (b"base.json", _read_base_state),
     (b"pins/", lambda work: PinStore(work / "pins").all()),
-    (b"applied", lambda work: AppliedParts(work / "applied").load()),
     (b"points/", _read_points),
     (b"base/", _read_a_table),
 )

@@ -312,7 +312,7 @@ class Journal:
             CorruptError: from `commit`; likewise.
         """
         self._check_writable()
-        return self._store.arriving().receive(digest, kind, self._expected.add)
+        return self._store.arriving().receive(digest, kind, self._accept)
 
     def apply_initial(self, epoch: Epoch, disk: DiskKey, digests: Collection[Digest]) -> None:
         """Fold received parts of the initial replication into the base, in this order; durable when it returns.
@@ -536,6 +536,11 @@ class Journal:
             self._check_writable()
             yield
 
+    def _accept(self, digest: Digest, kind: FileKind) -> None:
+        """A file is about to get its name."""
+        self._expected.add(digest, kind)
+        self._store.applied.forget(digest)
+
     def _recover(self) -> None:
         folder = self._store.folder
         for part in (
@@ -553,6 +558,7 @@ class Journal:
         for part in (folder, folder / "logs", folder / "points"):
             durable.fsync_dir(part)
         self._store.parts.remove()  # they were never synced: what is whole of them, nobody knows
+        (folder / "applied").unlink(missing_ok=True)  # written by older versions: it would outlive the parts
         with self._maintaining(), self._changing():
             seal.finish_first(self._store)
             with self._keeping_error():

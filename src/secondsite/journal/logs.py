@@ -11,8 +11,10 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -196,6 +198,14 @@ class LogStore:
     def persist(self) -> None:
         """Make all names durable."""
         durable.fsync_dir(self.folder)
+
+    def remove_older(self, seconds: float) -> None:
+        """Remove logs that have been here for longer. Lists of zeros stay: they are small, and wait for all logs of a cycle."""
+        newest = time.time() - seconds
+        for path in self.folder.glob("*.hrl"):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < newest:
+                    self.unlink(path.name)
 
     def remove(self) -> None:
         """Remove the folder with all that is in it; without one nothing happens."""

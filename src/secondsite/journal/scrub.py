@@ -117,10 +117,6 @@ def _read_documents(store: Store) -> tuple[list[Finding], BaseState | None, Chai
             )
     except (CorruptError, NotFoundError) as error:
         findings.append(Finding(None, None, None, error.message))
-    try:
-        store.applied.load()
-    except CorruptError as error:
-        findings.append(Finding(None, None, None, error.message))
     return findings, state, chain
 
 

@@ -31,6 +31,8 @@ from secondsite.model.manifest import FileRef, Manifest, PointKind
 
 _KINDS: tuple[FileKind, ...] = ("hrl", "zeros")
 _TABLE_LABEL: Final = "table."
+PASSING_S: Final = 900.0
+"""A part that has waited so long to be applied is a failed cycle's: the next one names its logs anew. If not, it is sent again."""
 
 
 def table_label(disk: DiskKey) -> str:
@@ -80,6 +82,7 @@ def apply_parts(store: Store, disk: DiskKey, digests: Seq[Digest]) -> None:
     store.applied.add(disk, [file.ref.digest for file in files])
     for file in files:
         store.parts.unlink(file.name)
+    store.parts.remove_older(PASSING_S)
 
 
 def seal_first(store: Store, manifest: Manifest, data: bytes) -> None:
@@ -129,7 +132,7 @@ def finish_first(store: Store) -> None:
             break
         else:
             return
-    store.applied.remove()
+    store.applied.clear()
     store.parts.remove()
 
 

@@ -31,7 +31,7 @@ class Store:
         self.logs = LogStore(folder / "logs", self.incoming, sizes)
         self.parts = LogStore(folder / "parts", self.incoming, sizes, passing=True)
         self.pins = PinStore(folder / "pins")
-        self.applied = AppliedParts(folder / "applied")
+        self.applied = AppliedParts()
 
     def take_identity(self, identity: Identity) -> None:
         """The disks have grown: go on with their new sizes."""

@@ -167,9 +167,11 @@ class Run:
                 target=lambda: self._settle(arrived, settle), name="ship-settle", daemon=True
             )
             settler.start()
-            self._through(parts, workers, deliver, arrived.put)
-            arrived.put(None)
-            settler.join()
+            try:
+                self._through(parts, workers, deliver, arrived.put)
+            finally:
+                arrived.put(None)
+                settler.join()
         if self._error is not None:
             raise self._error
 
@@ -197,8 +199,9 @@ class Run:
         try:
             for part in parts:
                 if len(threads) < workers:
-                    threads.append(threading.Thread(target=work, name="ship-send", daemon=True))
-                    threads[-1].start()
+                    thread = threading.Thread(target=work, name="ship-send", daemon=True)
+                    thread.start()  # first: one that could not start is not waited for
+                    threads.append(thread)
                 waiting.put(part)
                 if self.stopping():
                     self._fail(StoppedError("the transfer was stopped"))  # unless there was an error before
@@ -213,21 +216,31 @@ class Run:
     def _settle(
         self, arrived: queue.Queue[Outgoing | None], settle: Callable[[list[Outgoing]], object]
     ) -> None:
-        """Settle in batches of what has arrived meanwhile, so that what a batch costs is paid less often when it is dear."""
+        """Settle in batches of what has arrived meanwhile, so that what a batch costs is paid less often when it is dear.
+
+        Lists of zeros wait until all logs are settled: only a log tells the target that a disk has grown.
+        """
+        zeros: list[Outgoing] = []
         part: Outgoing | None = None
         more = True
         while more:
-            batch = []
+            batch: list[Outgoing] = []
             while (part := arrived.get()) is not None:
-                batch.append(part)
+                (zeros if part.kind is PartKind.ZEROS else batch).append(part)
                 if arrived.empty() or len(batch) == BATCH_MAX:
                     break
             more = part is not None
-            if batch and self._error is None:
-                try:
-                    settle(batch)
-                except BaseException as error:  # noqa: BLE001 - carried to the caller, whatever it is
-                    self._fail(error)
+            self._settled(batch, settle)
+        for start in range(0, len(zeros), BATCH_MAX):
+            self._settled(zeros[start : start + BATCH_MAX], settle)
+
+    def _settled(self, batch: list[Outgoing], settle: Callable[[list[Outgoing]], object]) -> None:
+        if not batch or self._error is not None:
+            return
+        try:
+            settle(batch)
+        except BaseException as error:  # noqa: BLE001 - carried to the caller, whatever it is
+            self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
