@@ -185,8 +185,10 @@ def _run(
             differ = digests != table.get(first, len(digests))
             if differ.any():
                 zero = digests == ZERO_DIGEST
-                zeroed.extend(true_runs(differ & zero) + first)
-                for start, end in true_runs(differ & ~zero).tolist():
+                if zero.any():
+                    zeroed.extend(true_runs(differ & zero) + first)
+                    differ &= ~zero
+                for start, end in true_runs(differ).tolist():
                     yield from logs.write(
                         first + start, view[start * BLOCK : end * BLOCK], digests[start:end]
                     )

@@ -74,7 +74,10 @@ def complement(runs: Runs, count: int) -> Runs:
 
 def true_runs(mask: NDArray[np.bool_]) -> Runs:
     """Return the runs of true cells."""
-    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+    # Not np.diff with prepend and append: 12 us for each of a cycle's small pieces, this takes 2.
+    padded = np.zeros(len(mask) + 2, np.bool_)
+    padded[1:-1] = mask
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
     return edges.reshape(-1, 2).astype(np.int64, copy=False)
 
 

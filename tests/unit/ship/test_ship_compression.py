@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secondsite.ship.compression import PROBE_EVERY, Compression, Sent
+from secondsite.ship.compression import CHEAP, PROBE_EVERY, Compression, Sent
 
 MIB = 1 << 20
 
@@ -38,6 +38,17 @@ def test_middling_link_gets_level_1() -> None:
 
 def test_link_that_outruns_the_compressor_gets_bytes_as_they_are() -> None:
     assert World(1000 * MIB, {1: 0.5, 3: 0.48}).send(20)[10:] == [0] * 10
+
+
+def test_a_cycles_small_part_is_compressed_also_for_a_fast_link() -> None:
+    world = World(1000 * MIB, {1: 0.5, 3: 0.48})
+    assert world.send(10)[5:] == [0] * 5
+    assert world.send(10, CHEAP) == [1] * 10
+    assert world.send(10)[5:] == [0] * 5
+
+
+def test_a_small_part_that_does_not_shrink_goes_as_it_is() -> None:
+    assert World(1000 * MIB, {1: 1.0, 3: 1.0}).send(20, CHEAP)[15:] == [0] * 5
 
 
 def test_data_that_does_not_shrink_goes_as_it_is_whatever_the_link() -> None:
