@@ -42,7 +42,7 @@ _LINE = re.compile(r"SS-LATENCY n=(\d+) p50=(\d+) p99=(\d+) max=(\d+)")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument(
         "--rate", type=int, default=200, help="records that the guest writes a second, at most"
     )
