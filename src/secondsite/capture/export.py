@@ -31,12 +31,14 @@ from secondsite.capture.port import PIECE, Extent, pieces
 from secondsite.capture.runs import Runs, complement, intersect, merge
 from secondsite.errors import SecondSiteError, UnavailableError
 from secondsite.model.units import MIB
+from secondsite.nbd.buffers import Buffer, BufferPool
 
 _READS: Final = 16
 """Requests in flight at most: as many as QEMU 7.2 works on for one client."""
 _READ_AHEAD: Final = 8 * PIECE
 _NEAR: Final = 64 * MIB
 """Marked ranges no further apart are asked about in one question."""
+_BUFFERS: Final = BufferPool(PIECE)
 
 
 def _nothing() -> None:
@@ -132,8 +134,8 @@ class ExportDisk:
 
     def read(self, extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
         """See the port."""
-        free: list[memoryview] = []
-        flying: deque[tuple[int, int, memoryview, memoryview]] = deque()
+        free: list[Buffer] = []
+        flying: deque[tuple[int, int, memoryview, Buffer]] = deque()
         ahead = 0
         wanted = pieces(extents)
         more = True
@@ -144,26 +146,30 @@ class ExportDisk:
                     if piece is None:
                         more = False
                         break
-                    buffer = free.pop() if free else _buffer()
-                    view = buffer[: piece[1]]
-                    # The binding keeps `view` alive until the command is done.
-                    cookie = self._data.handle.aio_pread(nbd.Buffer.from_buffer(view), piece[0])
-                    flying.append((cookie, piece[0], view, buffer))
+                    if not free:
+                        free.append(_BUFFERS.take(nbd.Buffer.from_buffer))
+                    view, shared = free[-1].part(piece[1])
+                    # The binding keeps `view` alive until the command is done, and longer: see `buffers`.
+                    cookie = self._data.handle.aio_pread(shared, piece[0])
+                    flying.append((cookie, piece[0], view, free.pop()))
                     ahead += piece[1]
                 if not flying:
                     break
                 cookie, offset, view, buffer = flying.popleft()
                 ahead -= len(view)
                 self._data.complete(cookie)
-                yield offset, view
                 free.append(buffer)
+                yield offset, view
         except (nbd.Error, UnavailableError) as error:
             raise self._failed("reading", error) from error
         finally:
-            # An abandoned reader's answers still come. They hold their buffers, but would stay in the handle.
+            # An abandoned reader's answers still come. Only buffers that nothing can fill any more are given back.
             with suppress(nbd.Error, SecondSiteError):
-                for cookie, *_ in flying:
+                for cookie, _offset, _view, buffer in flying:
                     self._data.complete(cookie)
+                    free.append(buffer)
+            for buffer in free:
+                _BUFFERS.give(buffer)
         self._checks.verify()
 
     # -- the connections -----------------------------------------------------------------------------------
@@ -187,11 +193,6 @@ class ExportDisk:
 
     def _failed(self, what: str, error: Exception) -> SecondSiteError:
         return self._checks.explain(UnavailableError(f"{what} {self._socket} failed: {error}"))
-
-
-def _buffer() -> memoryview:
-    # Not a bytearray, which is cleared: eight of them were 4 ms of a cycle in which nothing had changed.
-    return np.empty(PIECE, np.uint8).data
 
 
 def _hull(runs: Runs) -> Runs:

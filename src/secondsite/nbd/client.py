@@ -1,6 +1,6 @@
 """One libnbd connection with bounded waits: long requests are cut in pieces, several in flight.
 
-Buffers are handed to libnbd without a copy. No call waits longer than STALL_TIMEOUT_S for a server that has
+libnbd is handed buffers of our own, which are used again (see `buffers`); copying to and from them costs a tenth of a read. No call waits longer than STALL_TIMEOUT_S for a server that has
 stopped moving; the connection is dead then. Not for use by two threads at once.
 
 libnbd comes from the distribution, so it is imported when the first connection is made, and the rest of the
@@ -15,10 +15,12 @@ import importlib
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from secondsite.errors import ConflictError, NoSpaceError, SecondSiteError, UnavailableError, UnsupportedError
+from secondsite.nbd.buffers import Buffer, BufferPool
 from secondsite.nbd.protocol import BASE_ALLOCATION, STATE_ZERO
 from secondsite.nbd.socketpath import reachable
 
@@ -29,6 +31,26 @@ STATUS_STEP: Final = (1 << 32) - (64 << 10)
 DEPTH: Final = 8
 """256 KiB x 8 was measured to be the best shape for reads of 1 to 16 MiB: 2.0 to 2.8 GB/s, and 2.0 with 1 MiB x 8."""
 STALL_TIMEOUT_S: Final = 120.0
+
+_BUFFERS: Final = BufferPool(READ_STEP)
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """A command in flight, with its place in the range and its buffer if it has one."""
+
+    cookie: int
+    at: int
+    view: memoryview | None = None
+    buffer: Buffer | None = None
+
+    def done(self, into: memoryview | None) -> None:
+        """Take what was read, and give the buffer back: the command has ended."""
+        if self.view is None or self.buffer is None:
+            return
+        if into is not None:
+            into[self.at : self.at + len(self.view)] = self.view
+        _BUFFERS.give(self.buffer)
 
 
 class Connection:
@@ -75,7 +97,8 @@ class Connection:
             offset,
             len(buffer),
             READ_STEP,
-            lambda at, length: self._handle.aio_pread(self._shared(buffer[at : at + length]), offset + at),
+            lambda at, _length, shared: self._handle.aio_pread(shared, offset + at),
+            into=buffer,
         )
 
     def write(self, offset: int, data: memoryview) -> None:
@@ -85,7 +108,8 @@ class Connection:
             offset,
             len(data),
             READ_STEP,
-            lambda at, length: self._handle.aio_pwrite(self._shared(data[at : at + length]), offset + at),
+            lambda at, _length, shared: self._handle.aio_pwrite(shared, offset + at),
+            source=data,
         )
 
     def zero(self, offset: int, length: int) -> None:
@@ -95,12 +119,12 @@ class Connection:
             offset,
             length,
             ZERO_STEP,
-            lambda at, count: self._handle.aio_zero(count, offset + at),
+            lambda at, count, _shared: self._handle.aio_zero(count, offset + at),
         )
 
     def flush(self) -> None:
         """Return when all that was written on any connection of this server is durable."""
-        self._pipeline("flush", 0, 1, 1, lambda _at, _length: self._handle.aio_flush())
+        self._pipeline("flush", 0, 1, 1, lambda _at, _length, _shared: self._handle.aio_flush())
 
     def status(self, offset: int, length: int) -> list[tuple[int, bool]]:
         """Return (length, zero) of the extents from `offset` on; they may end before the range, or after it."""
@@ -123,7 +147,7 @@ class Connection:
             offset,
             count,
             count,
-            lambda _at, _length: self._handle.aio_block_status(count, offset, extent),
+            lambda _at, _length, _shared: self._handle.aio_block_status(count, offset, extent),
         )
         if not any(span for span, _ in found):
             raise UnavailableError(f"the server of {self._socket} sent no block status for {offset}")
@@ -131,39 +155,71 @@ class Connection:
 
     # -- commands in flight --------------------------------------------------------------------------------
 
-    def _shared(self, part: memoryview) -> Any:
-        return self._nbd.Buffer.from_buffer(part)
-
     def _pipeline(
-        self, what: str, offset: int, length: int, step: int, issue: Callable[[int, int], int]
+        self,
+        what: str,
+        offset: int,
+        length: int,
+        step: int,
+        issue: Callable[[int, int, Any], int],
+        *,
+        into: memoryview | None = None,
+        source: memoryview | None = None,
     ) -> None:
-        """Issue a command for each `step` of the range, at most DEPTH in flight, and wait for all of them."""
-        flying: deque[int] = deque()
+        """Issue a command for each `step` of the range, at most DEPTH in flight, and wait for all of them.
+
+        into, source: where the data go or come from; `issue` is then given the buffer for them.
+        """
+        flying: deque[_Command] = deque()
         at = 0
         try:
             while at < length or flying:
                 while at < length and len(flying) < DEPTH:
-                    flying.append(issue(at, min(step, length - at)))
+                    flying.append(self._issue(issue, at, min(step, length - at), into, source))
                     at += step
-                self._complete(flying.popleft())
+                command = flying.popleft()
+                self._complete(command.cookie)
+                command.done(into)
         except self._nbd.Error as error:
             self._drain(flying)
             raise self._classified(what, offset, error) from error
         except BaseException:
-            self.close()  # commands that still fly must not fill buffers that the caller uses again
+            self.close()  # commands that still fly keep their buffers
             raise
+
+    def _issue(
+        self,
+        issue: Callable[[int, int, Any], int],
+        at: int,
+        length: int,
+        into: memoryview | None,
+        source: memoryview | None,
+    ) -> _Command:
+        if into is None and source is None:
+            return _Command(issue(at, length, None), at)
+        buffer = _BUFFERS.take(self._nbd.Buffer.from_buffer)
+        view, shared = buffer.part(length)
+        if source is not None:
+            view[:] = source[at : at + length]
+        try:
+            cookie = issue(at, length, shared)
+        except self._nbd.Error:
+            _BUFFERS.give(buffer)  # nothing was begun
+            raise
+        return _Command(cookie, at, view, buffer)
 
     def _complete(self, cookie: int) -> None:
         deadline = time.monotonic() + STALL_TIMEOUT_S
         while not self._handle.aio_command_completed(cookie):
             self._poll(deadline)
 
-    def _drain(self, flying: deque[int]) -> None:
-        for cookie in flying:
+    def _drain(self, flying: deque[_Command]) -> None:
+        for command in flying:
             if self.dead:
                 break
             with contextlib.suppress(self._nbd.Error):
-                self._complete(cookie)
+                self._complete(command.cookie)
+                command.done(None)
         if self.dead:
             self.close()
 
