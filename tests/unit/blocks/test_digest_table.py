@@ -1,6 +1,7 @@
 import errno
 import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -253,6 +254,32 @@ def test_scattered_cells_leave_the_pages_between_as_holes(table):
     table.put(np.arange(0, 512 * 4096, 512 * 64), np.full(64, 7, np.uint64))
     table.sync()
     assert space(table.path) <= 8192 + 64 * 4096
+
+
+def test_zeros_put_between_cells_that_change_fill_no_hole(table):
+    one_a_page = np.arange(0, 512 * 64, 512)
+    digests = np.zeros(64, np.uint64)
+    digests[[0, 63]] = 7
+    table.put(one_a_page, digests)
+    table.sync()
+    assert space(table.path) <= 4096 + 8192 + 2 * 4096
+    assert np.flatnonzero(table.get(0, 512 * 64)).tolist() == [0, 512 * 63]
+
+
+def test_cells_of_neighbouring_pages_are_set_whichever_of_them_held_their_value_before(table):
+    table.put(np.array([5, 1030]), cells(7, 9))
+    table.put(np.array([5, 600, 1029, 1030, 5000]), cells(7, 8, 3, 4, 6))
+    held = table.get(0, 6000)
+    found = {index: int(held[index]) for index in np.flatnonzero(held).tolist()}
+    assert found == {5: 7, 600: 8, 1029: 3, 1030: 4, 5000: 6}
+
+
+def test_an_open_table_is_not_mapped_whatever_was_touched_of_it(table):
+    # What is touched through a mapping is memory of the process: 400 MiB for 100,000 extents scattered over 1 TiB.
+    table.put(np.arange(0, 512 * 4096, 512), np.full(4096, 7, np.uint64))
+    table.fill_zero(512, 1)
+    table.get(0, 512 * 4096)
+    assert str(table.path) not in Path("/proc/self/maps").read_text()
 
 
 def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(table, monkeypatch):
