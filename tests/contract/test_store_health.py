@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -148,6 +149,20 @@ def test_hours_are_summed_up_once_and_old_samples_go(store: Store) -> None:
         assert samples.listed(tx, ITEM, Step.MINUTE, NOW - timedelta(days=1)) == []
         samples.sum_up(tx, NOW + timedelta(days=31))
         assert samples.listed(tx, ITEM, Step.HOUR, NOW - timedelta(days=1)) == []
+
+
+def test_an_hour_that_is_missing_is_made_beside_others_that_are_there(store: Store) -> None:
+    """The minutes of hours that were summed up already are not looked at again."""
+    with store.transaction() as tx:
+        samples.add(tx, sample(1, cycles=5))
+        samples.sum_up(tx, NOW + timedelta(hours=1))
+        samples.add(tx, sample(2, cycles=7))  # too late for its hour
+        later = replace(sample(1, cycles=6), time=NOW.replace(minute=3) + timedelta(hours=2))
+        samples.add(tx, later)
+        samples.sum_up(tx, NOW + timedelta(hours=4))
+        hours = samples.listed(tx, ITEM, Step.HOUR, NOW - timedelta(hours=1))
+    begin = NOW.replace(minute=0)
+    assert [(hour.time, hour.cycles) for hour in hours] == [(begin, 5), (begin + timedelta(hours=2), 6)]
 
 
 def test_where_the_counting_stands_is_kept_per_item(store: Store) -> None:

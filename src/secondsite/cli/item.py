@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
+from secondsite.api_client import ApiClient
 from secondsite.cli.client import connect
 from secondsite.cli.failover import add_to
 from secondsite.cli.following import NoWait, finish, progress_text
@@ -16,6 +17,9 @@ from secondsite.errors import InvalidInputError
 __all__ = ["Item", "app"]
 
 app = typer.Typer(no_args_is_help=True)
+
+PAGE: Final = 100
+"""Items in one answer."""
 
 add_to(app)
 
@@ -85,6 +89,17 @@ def protect(
         finish(api, job, as_json=as_json, no_wait=no_wait)
 
 
+def listed(api: ApiClient, *, disabled: bool = False) -> list[dict[str, Any]]:
+    """Return all items, asked for in pages: the service answers others in between."""
+    rows: list[dict[str, Any]] = []
+    while True:
+        after = rows[-1]["id"] if rows else None
+        some = api.get("/items", disabled=disabled or None, after=after, limit=PAGE)
+        rows += some
+        if len(some) < PAGE:
+            return rows
+
+
 @app.command("list", epilog="Example: secondsite item list --json")
 def list_items(
     disabled: Annotated[bool, typer.Option("--disabled", help="Also items that were disabled.")] = False,
@@ -92,7 +107,7 @@ def list_items(
 ) -> None:
     """List protected items with their state, health and RPO."""
     with reporting(as_json=as_json):
-        rows = connect().get("/items", disabled=disabled or None)
+        rows = listed(connect(), disabled=disabled)
         if as_json:
             print_json(rows)
             return

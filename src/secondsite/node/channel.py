@@ -26,6 +26,9 @@ RETRY_MAX_S: Final = 15.0
 STANDBY_POLL_S: Final = 5.0
 STANDBY_RETRY_MAX_S: Final = 2.0
 PROGRESS_EVERY_S: Final = 0.5
+REPORT_EVERY_S: Final = (1.0, 5.0)
+REPORT_ITEMS_PER_S: Final = 10
+"""A node with so many items or fewer reports each second, one with more in proportion less often, but every five seconds."""
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +55,7 @@ class Channel:
         self._report_lock = threading.Lock()
         self._stop = threading.Event()
         self._wake_report = threading.Event()
+        self._every_s = REPORT_EVERY_S[0]
         self._outbox: deque[tuple[CommandId, Mapping[str, Any]]] = deque()
         self._outbox_ready = threading.Event()
         self._progress_at: dict[CommandId, float] = {}
@@ -183,7 +187,9 @@ class Channel:
         # One at a time: reports tell differences, so their order matters.
         with self._report_lock:
             try:
-                self._client.post("/node/v1/report", self._report(with_inventory), timeout_s=15)
+                body = self._report(with_inventory)
+                self._client.post("/node/v1/report", body, timeout_s=15)
+                self._every_s = report_every_s(len(body.get("items", ())))
             except SecondSiteError:
                 self._report_lost()
                 raise
@@ -205,5 +211,11 @@ class Channel:
             except Exception:
                 failures += 1
                 log.exception("a report could not be made")
-            self._wake_report.wait(1.0 if failures == 0 else min(self._retry_max_s, 2.0**failures))
+            self._wake_report.wait(self._every_s if failures == 0 else min(self._retry_max_s, 2.0**failures))
             self._wake_report.clear()
+
+
+def report_every_s(items: int) -> float:
+    """Return how often a node with so many items tells how they fare. What somebody waits for is told at once anyway."""
+    least, most = REPORT_EVERY_S
+    return min(most, max(least, items / REPORT_ITEMS_PER_S))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 import structlog
 
@@ -13,7 +13,7 @@ from secondsite.errors import Retry, SecondSiteError
 from secondsite.fabric.inventory import Inventory
 from secondsite.fabric.port import Fabric
 from secondsite.journal import PointInfo
-from secondsite.model.ids import Digest, ItemId
+from secondsite.model.ids import Digest, ItemId, Sequence
 from secondsite.model.manifest import format_time, parse_time
 from secondsite.node.events import NodeEvents
 from secondsite.node.records import ItemRecord, ItemStore, Role
@@ -23,11 +23,20 @@ from secondsite.node.source.unprotected import Unprotected
 from secondsite.node.target.journals import Journals
 from secondsite.node.target.space import Space
 
+WHOLE_EVERY: Final = timedelta(hours=1)
+"""So that a service whose database is an older copy than it was knows all points again."""
+WHOLE_POINTS: Final = 3000
+"""Whole lists in a report are begun until they have so many points."""
+
 log = structlog.get_logger(__name__)
 
 
 class Reporter:
-    """Makes reports. Points are sent whole when they were never sent or some went, else only the new ones."""
+    """Makes reports. Of an item's points they tell what is new and the numbers of what went since the last report that arrived.
+
+    The whole list is sent when it was never sent and once an hour, and of few items at a time: a node of 100 items holds some
+    300,000 points. Until then an item whose list was never sent has its turn to come.
+    """
 
     def __init__(
         self,
@@ -46,7 +55,9 @@ class Reporter:
         self._events = events or NodeEvents()
         self._unprotected = Unprotected(items, self._events)
         self._lock = threading.Lock()
-        self._sent: dict[ItemId, frozenset[Digest]] = {}
+        self._sent: dict[ItemId, dict[Digest, Sequence]] = {}  # what the service knows
+        self._told: dict[ItemId, dict[Digest, Sequence]] = {}  # what it knows if the report under way arrives
+        self._whole: dict[ItemId, datetime] = {}
         self.space: Space | None = None
         """Who measures the journals, if this node keeps any."""
 
@@ -54,12 +65,17 @@ class Reporter:
         """Return the report's body."""
         inventory = self._look() if with_inventory else None
         body: dict[str, Any] = {"items": [], "points": {}, "events": self._events.take()}
+        with self._lock:
+            self._sent.update(self._told)
+            self._told.clear()
+        budget = WHOLE_POINTS
         for record in self._items.all():
             body["items"].append(self._item(record))
             if record.role is Role.TARGET or (record.role is Role.ACTIVE and record.failover is not None):
-                points = self._points(record)
+                points = self._points(record, budget)
                 if points is not None:
                     body["points"][record.item] = points
+                    budget -= len(points["points"]) if points["complete"] else 0
         if inventory is not None:
             body["inventory"] = inventory.to_dict()
         return body
@@ -104,28 +120,35 @@ class Reporter:
             report["lag_s"] = round((self._clock() - parse_time(record.acked.time)).total_seconds(), 3)
         return report
 
-    def _points(self, record: ItemRecord) -> dict[str, Any] | None:
-        """Return what changed since the last report: new points alone, or all of them if some went; else None."""
+    def _points(self, record: ItemRecord, budget: int) -> dict[str, Any] | None:
+        """Return what changed since the last report that arrived, or all points if it is time to and the budget is not used up.
+
+        A point that was merged into its successor went under its own number; the successor is new under another digest.
+        """
         try:
             points = self._journals.get(record.item).points() if self._journals.exists(record.item) else []
         except SecondSiteError as error:
             log.warning("points unreadable", item=record.item, error=error.to_dict())
             return None
-        now = frozenset(point.digest for point in points)
+        now = {point.digest: point.sequence for point in points}
+        moment = self._clock()
         with self._lock:
             before = self._sent.get(record.item)
-            self._sent[record.item] = now
-        if before is None or before - now:
-            return {"points": [describe_point(point) for point in points], "complete": True}
-        if now == before:
-            return None
+            due = before is None or moment - self._whole[record.item] >= WHOLE_EVERY
+            if due and budget > 0:
+                self._told[record.item] = now
+                self._whole[record.item] = moment
+                return {"points": [describe_point(point) for point in points], "complete": True}
+            if before is None or now == before:
+                return None
+            self._told[record.item] = now
         new = [describe_point(point) for point in points if point.digest not in before]
-        return {"points": new, "complete": False}
+        return {"points": new, "gone": sorted(set(before.values()) - set(now.values())), "complete": False}
 
     def forget_sent(self) -> None:
-        """Send every point again at the next report: the last one may not have arrived."""
+        """Tell at the next report again what the last one told: it may not have arrived. Telling it twice is harmless."""
         with self._lock:
-            self._sent.clear()
+            self._told.clear()
         self._events.put_back()
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from secondsite.model.ids import JobId
 from secondsite.service.flood import Flood
+from secondsite.service.health.watched import Watched
 from secondsite.service.store.database import Store
 from secondsite.service.vocabulary import Role
 from secondsite.ship.identity import CertificateAuthority
@@ -47,3 +48,4 @@ class Context:
     new_id: Callable[[], str] = new_id
     random_bytes: Callable[[int], bytes] = field(default=secrets.token_bytes)
     flood: Flood = field(default_factory=Flood)
+    watched: Watched = field(default_factory=Watched)

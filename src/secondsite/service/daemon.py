@@ -56,6 +56,9 @@ PEOPLE_PORT: Final = 8443
 NODES_PORT: Final = 8445
 LOST_EXIT: Final = 6
 """The exit code of "unavailable", as the commands have it."""
+SWITCH_S: Final = 0.0005
+"""How long a thread may compute while others wait. A call takes the interpreter's lock anew after each of some ten reads of the database: at
+Python's 5 ms, one pass of the health watch beside it made a call of 10 ms one of 100."""
 NODE_THREADS: Final = 64
 """A long poll holds a thread: enough for some fifty nodes."""
 
@@ -279,6 +282,7 @@ def run(
     When the connection that holds the database's lock breaks, the process ends on the spot with code 6, as if it were killed: an orderly end
     takes seconds in which it could still take a workflow away from its successor. Start it again: what ran goes on.
     """
+    sys.setswitchinterval(SWITCH_S)
     service = Service(data_dir, options or Options(), on_lost=_end_at_once)
     previous = {
         number: signal.signal(number, lambda *_: service.stopping.set())

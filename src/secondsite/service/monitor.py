@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
@@ -34,7 +34,7 @@ TOLD: Final = frozenset({"replication-stopped", "report-missing", "inconsistent"
 
 @dataclass(slots=True)
 class Monitor:
-    """Runs `look` in a thread until it is closed."""
+    """Runs `look` in a thread until it is closed; it also prunes, and writes SQLite's log back."""
 
     ctx: Context
     every_s: float = EVERY_S
@@ -62,6 +62,7 @@ class Monitor:
             try:
                 look(self.ctx, self._since)
                 self._prune()
+                self.ctx.store.checkpoint()
             except Exception:
                 # It must outlive whatever it meets: nobody else would notice a silent node.
                 log.exception("the monitor could not look; it tries again")
@@ -86,12 +87,13 @@ def look(ctx: Context, since: datetime | None = None) -> None:
     with ctx.store.reading() as tx:
         silent = [
             node.id
-            for node in nodes.listed(tx)
+            for node in nodes.listed(tx, inventory=False)
             if not node.silent and _heard(node, since) < now - SILENT_AFTER
         ]
-        alerts = [item.id for item in items.listed(tx) if item.rpo_alert != _too_old(tx, item, now)]
+        listed, thresholds = items.listed(tx), _thresholds(tx)
+        alerts = [item.id for item in listed if item.rpo_alert != _too_old(thresholds, item, now)]
         ordered = [item.id for item in items.with_orders(tx)]
-        wrong = _wrong(tx, now)
+        wrong = _wrong(tx, listed, now)
     if not (silent or alerts or ordered or wrong):
         return
     with ctx.store.transaction() as tx:
@@ -112,12 +114,13 @@ def look(ctx: Context, since: datetime | None = None) -> None:
             standing.follow(tx, items.get(tx, item_id, lock=True), now)
 
 
-def _wrong(tx: Transaction, now: datetime) -> list[events.NewEvent]:
+def _wrong(tx: Transaction, listed: Sequence[Item], now: datetime) -> list[events.NewEvent]:
     """Return what nodes say that is not as it should be, once per case: the same again after an operation is told anew."""
-    known = {node.id: node for node in nodes.listed(tx, revoked=True)}
+    known = {node.id: node for node in nodes.listed(tx, revoked=True, inventory=False)}
     found: list[events.NewEvent] = []
-    for item in items.listed(tx):
-        settled = jobs.last_change_ended(tx, item.id)
+    settling = jobs.last_changes_ended(tx)
+    for item in listed:
+        settled = settling.get(item.id)
         reasons = consistency.source_reasons(item, known, now) + consistency.role_reasons(
             item, known, settled
         )
@@ -138,16 +141,22 @@ def _heard(node: Node, since: datetime | None) -> datetime:
     return last if since is None else max(last, since)
 
 
-def _too_old(tx: Transaction, item: Item, now: datetime) -> bool:
+def _thresholds(tx: Transaction) -> dict[str, timedelta]:
+    """Return by cloud mapping how old the newest point may be."""
+    policies = {policy.id: policy.policy.rpo_threshold_s for policy in clouds.list_policies(tx)}
+    return {
+        mapping.id: timedelta(seconds=policies[mapping.policy_id]) for mapping in clouds.list_mappings(tx)
+    }
+
+
+def _too_old(thresholds: Mapping[str, timedelta], item: Item, now: datetime) -> bool:
     if item.state not in WATCHED or item.last_point_time is None:
         return False
-    mapping = clouds.mapping(tx, item.cloud_mapping_id)
-    threshold = clouds.policy(tx, mapping.policy_id).policy.rpo_threshold_s
-    return now - item.last_point_time > timedelta(seconds=threshold)
+    return now - item.last_point_time > thresholds[item.cloud_mapping_id]
 
 
 def _alert(tx: Transaction, item: Item, now: datetime) -> None:
-    old = _too_old(tx, item, now)
+    old = _too_old(_thresholds(tx), item, now)
     if old == item.rpo_alert:
         return
     items.change(tx, item.id, rpo_alert=old)

@@ -315,6 +315,18 @@ def test_a_point_that_took_others_in_is_known_by_its_new_digest(world: World) ->
     assert sequences(world) == [3, 2, 1]
 
 
+def test_points_that_went_are_forgotten_by_their_numbers_alone(world: World) -> None:
+    item = world.protected()
+    target = item.target_node_id
+    told = {"points": [point(world, number) for number in (1, 2, 3)], "complete": True}
+    reports.take_report(world.ctx, target, {"points": {item.id: told}})
+    told = {"points": [point(world, 3, "f" * 64), point(world, 4)], "gone": [1, 2, 3, 9], "complete": False}
+    reports.take_report(world.ctx, target, {"points": {item.id: told}})
+    assert sequences(world) == [4, 3]  # 3 is there under another digest: it took the others in
+    with pytest.raises(InvalidInputError):
+        reports.take_report(world.ctx, target, {"points": {item.id: {"points": [], "gone": ["x"]}}})
+
+
 def test_a_report_that_tells_nothing_new_writes_no_points(world: World) -> None:
     item = world.protected()
     told = {"points": {item.id: {"points": [point(world, 1)], "complete": True}}}

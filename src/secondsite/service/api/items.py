@@ -62,9 +62,19 @@ def protect_machine(ctx: Ctx, actor: Contributor, body: ProtectBody) -> Any:
 
 
 @router.get("/items", response_model=list[ItemView])
-def list_items(ctx: Ctx, _: Reader, disabled: Annotated[bool, Query()] = False) -> Any:
-    """Protected items; `disabled`: also those whose protection was ended."""
-    return views.item_views(ctx, deleted=disabled)
+def list_items(
+    ctx: Ctx,
+    _: Reader,
+    disabled: Annotated[bool, Query()] = False,
+    after: Annotated[str | None, Query(max_length=200)] = None,
+    limit: Annotated[int | None, Query(ge=1, le=1000)] = None,
+) -> Any:
+    """Protected items by name; `disabled`: also those whose protection was ended.
+
+    In pages: `limit` items that come after `after`, the id of the last one of the page before. Without a limit all of them come at
+    once, which for a thousand takes a second.
+    """
+    return views.item_views(ctx, deleted=disabled, after=after, limit=limit)
 
 
 @router.get("/items/{item}", response_model=ItemView)

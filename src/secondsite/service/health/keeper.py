@@ -7,17 +7,21 @@ Writes only what changed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
 from secondsite.service.context import Context
 from secondsite.service.health.reading import Reader
-from secondsite.service.health.rule import Finding
+from secondsite.service.health.replication_rules import MONITORED
+from secondsite.service.health.rule import Finding, level_of
 from secondsite.service.health.vocabulary import Level, Subject
-from secondsite.service.store import events, health, items, nodes
+from secondsite.service.health.watched import Looked
+from secondsite.service.store import events, health, items, nodes, samples
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.health import Kept
+from secondsite.service.store.records import Item
 from secondsite.service.vocabulary import Severity
 
 SEVERITY: Final = {
@@ -30,11 +34,18 @@ SEVERITY: Final = {
 def keep(ctx: Context) -> None:
     """Compare what is wrong now with what is kept, and write the difference."""
     now = ctx.clock()
+    minute = now.replace(second=0, microsecond=0)
+    last = ctx.watched.of(now)
+    # The sum over half a day of minutes changes once a minute, when one more is written.
+    shares = last.shares if last is not None and last.shares_of == minute else None
     with ctx.store.reading() as tx:
-        found = {
-            (finding.subject, finding.subject_id, finding.code): finding for finding in Reader(tx, now).all()
-        }
+        if shares is None:
+            shares = samples.shares(tx, now - MONITORED)
+        listed = items.listed(tx)
+        every = Reader(tx, now, shares=shares).all(listed)
         kept = {row.key: row for row in health.listed(tx)}
+    found = {(finding.subject, finding.subject_id, finding.code): finding for finding in every}
+    ctx.watched.put(Looked(now, minute, shares, levels(listed, every)))
     changed = [
         (finding, row) for key, finding in found.items() if _differs(row := kept.get(key), finding, now)
     ]
@@ -48,6 +59,15 @@ def keep(ctx: Context) -> None:
             health.remove(tx, [row.key])
             if row.told:
                 _tell_end(tx, row, now)
+
+
+def levels(listed: Sequence[Item], every: Iterable[Finding]) -> dict[str, str]:
+    """Return each item's level: the worst of what was found of it."""
+    of_item: dict[str, list[Finding]] = {item.id: [] for item in listed}
+    for finding in every:
+        if finding.subject is Subject.ITEM:
+            of_item[finding.subject_id].append(finding)
+    return {item_id: level_of(found) for item_id, found in of_item.items()}
 
 
 def _due(finding: Finding, since: datetime, now: datetime) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from secondsite.model.ids import ItemId, NodeId
@@ -12,28 +13,42 @@ from secondsite.service.health.replication_rules import MONITORED
 from secondsite.service.health.rule import Finding
 from secondsite.service.store import clouds, health, items, jobs, nodes, samples
 from secondsite.service.store.database import Transaction
-from secondsite.service.store.records import Item, Node
+from secondsite.service.store.records import Item, Job, Node
 from secondsite.service.vocabulary import JobState
 
 
 class Reader:
-    """What all facts of one answer share, read once. `only`: when a single item is asked for."""
+    """What all facts of one answer share, read once.
 
-    def __init__(self, tx: Transaction, now: datetime, only: ItemId | None = None) -> None:
+    only: when a single item is asked for. shares: what `samples.shares` returned a moment ago, if somebody keeps it.
+    """
+
+    def __init__(
+        self,
+        tx: Transaction,
+        now: datetime,
+        only: ItemId | None = None,
+        shares: Mapping[str, tuple[float, int]] | None = None,
+    ) -> None:
         self._tx = tx
         self._now = now
-        self.nodes: dict[NodeId, Node] = {node.id: node for node in nodes.listed(tx, revoked=True)}
+        self.nodes: dict[NodeId, Node] = {
+            node.id: node for node in nodes.listed(tx, revoked=True, inventory=False)
+        }
         policies = {policy.id: policy.policy for policy in clouds.list_policies(tx)}
         self._policies: dict[str, Policy] = {
             mapping.id: policies[mapping.policy_id] for mapping in clouds.list_mappings(tx)
         }
-        self._shares = samples.shares(tx, now - MONITORED, only)
+        self._shares = samples.shares(tx, now - MONITORED, only) if shares is None else shares
+        # For all items in two reads: one by one, 1,000 items take 2,000 of them.
+        self._active = None if only is not None else jobs.active_changes(tx)
+        self._settled = None if only is not None else jobs.last_changes_ended(tx)
         self._application = health.newest_application_points(tx)
         self._diverged = health.diverged_points(tx)
 
     def item(self, item: Item) -> ItemFacts:
         """Return the facts of an item."""
-        running = jobs.active_change(self._tx, item.id)
+        running = self.active_change(item)
         waits_for = None
         if running is not None and running.state is JobState.SUSPENDED:
             waits_for = str((running.result or {}).get("waits_for", "its job is suspended"))
@@ -43,17 +58,24 @@ class Reader:
             item=item,
             policy=self._policies[item.cloud_mapping_id],
             nodes=self.nodes,
-            settled=jobs.last_change_ended(self._tx, item.id),
+            settled=jobs.last_change_ended(self._tx, item.id)
+            if self._settled is None
+            else self._settled.get(item.id),
             waits_for=waits_for,
             share=Share(expected, done),
             application_point=self._application.get(item.id),
             diverged=self._diverged.get(item.id),
         )
 
-    def all(self) -> list[Finding]:
-        """Return everything that is wrong with items, nodes and the vault."""
+    def active_change(self, item: Item) -> Job | None:
+        """Return the unfinished job that changes the item, or None."""
+        return jobs.active_change(self._tx, item.id) if self._active is None else self._active.get(item.id)
+
+    def all(self, listed: Sequence[Item] | None = None) -> list[Finding]:
+        """Return everything that is wrong with items, nodes and the vault. `listed`: the items, if they were read already."""
         found: list[Finding] = []
-        listed = items.listed(self._tx)
+        if listed is None:
+            listed = items.listed(self._tx)
         for item in listed:
             found += rules.of_item(self.item(item))
         for node in self.nodes.values():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from secondsite.service.health.facts import ItemFacts, NodeFacts, VaultFacts
-from secondsite.service.health.vocabulary import Category, Level, Subject
+from secondsite.service.health.vocabulary import RANK, Category, Level, Subject
 
 F = TypeVar("F", ItemFacts, NodeFacts, VaultFacts)
 
@@ -66,3 +66,9 @@ def find(rule: Rule[F], facts: F, subject: Subject, subject_id: str) -> Finding 
         rule.told,
         rule.after_s,
     )
+
+
+def level_of(found: Sequence[Finding]) -> str:
+    """Return the worst level; information is advice and makes nothing unhealthy."""
+    worst = min((RANK[finding.level] for finding in found), default=RANK[Level.INFORMATION])
+    return {RANK[Level.CRITICAL]: "critical", RANK[Level.WARNING]: "warning"}.get(worst, "normal")

@@ -5,8 +5,9 @@ Every change of an item's state goes through `move`, which takes the event to wr
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -18,6 +19,10 @@ from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, WritableSide
 from secondsite.service.store.tables import cloud_mappings, items, writable_sides
 from secondsite.service.vocabulary import Side
+
+IDS_MAX: Final = 200
+"""More ids are not put into a statement: then it is asked for all."""
+_REPORTS: Final = frozenset({"source_report", "target_report"})
 
 
 def add(tx: Transaction, values: dict[str, Any], event: events.NewEvent) -> None:
@@ -42,10 +47,29 @@ def get(tx: Transaction, id_or_name: str, *, lock: bool = False) -> Item:
 
 
 def listed(
-    tx: Transaction, *, node: NodeId | None = None, policy: PolicyId | None = None, deleted: bool = False
+    tx: Transaction,
+    *,
+    node: NodeId | None = None,
+    policy: PolicyId | None = None,
+    deleted: bool = False,
+    after: Item | None = None,
+    limit: int | None = None,
+    reports: bool = True,
 ) -> list[Item]:
-    """Return items by name, all or those of a node or a policy; disabled ones only if asked for."""
-    statement = sa.select(items).order_by(items.c.name, items.c.created)
+    """Return items by name, all or those of a node or a policy; disabled ones only if asked for.
+
+    after, limit: at most so many of those that come after that one. reports: whether they come with what their nodes said
+    last, which is most of an item and has to be parsed; else it is None.
+    """
+    columns = [
+        column if reports or column.name not in _REPORTS else sa.null().label(column.name)
+        for column in items.c
+    ]
+    statement = sa.select(*columns).order_by(items.c.name, items.c.created).limit(limit)
+    if after is not None:
+        # Names of disabled items may recur.
+        later = sa.and_(items.c.name == after.name, items.c.created > after.created)
+        statement = statement.where(sa.or_(items.c.name > after.name, later))
     if not deleted:
         statement = statement.where(items.c.deleted.is_(None))
     if node is not None:
@@ -104,6 +128,16 @@ def move(
     events.add(tx, event)
 
 
+def change_many(tx: Transaction, changes: Mapping[ItemId, Mapping[str, Any]]) -> None:
+    """Change columns other than the states, of many items: one statement for those that change the same columns."""
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for item_id, values in changes.items():
+        alike.setdefault(tuple(sorted(values)), []).append({"_item": item_id, **values})
+    for names, many in alike.items():
+        values = {name: sa.bindparam(name) for name in names}
+        tx.execute(sa.update(items).where(items.c.id == sa.bindparam("_item")).values(values), many)
+
+
 def change(tx: Transaction, item_id: ItemId, **values: Any) -> None:
     """Change columns other than the states."""
     if values:
@@ -119,6 +153,22 @@ def make_writable(
             item_id=item_id, epoch=epoch, side=side.value, node_id=node_id, since=now
         )
     )
+
+
+def writable_sides_of(tx: Transaction, ids: Sequence[ItemId]) -> dict[str, Side]:
+    """Return the side that may write now of each of these items that has one."""
+    newest = (
+        sa.select(writable_sides.c.item_id, sa.func.max(writable_sides.c.epoch).label("epoch"))
+        .group_by(writable_sides.c.item_id)
+        .subquery()
+    )
+    statement = sa.select(writable_sides.c.item_id, writable_sides.c.side).join(
+        newest,
+        sa.and_(newest.c.item_id == writable_sides.c.item_id, newest.c.epoch == writable_sides.c.epoch),
+    )
+    if len(ids) <= IDS_MAX:
+        statement = statement.where(writable_sides.c.item_id.in_(ids))
+    return {row.item_id: Side(row.side) for row in tx.execute(statement)}
 
 
 def writable(tx: Transaction, item_id: ItemId) -> list[WritableSide]:

@@ -11,7 +11,7 @@ from secondsite.model.ids import ItemId, JobId
 from secondsite.service.store import audit, rows
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Job, Task
-from secondsite.service.store.tables import jobs, tasks
+from secondsite.service.store.tables import UtcTime, jobs, tasks
 from secondsite.service.vocabulary import CHANGE_OPERATIONS, JobState, TaskState
 
 ACTIVE = (JobState.NOT_STARTED.value, JobState.IN_PROGRESS.value, JobState.SUSPENDED.value)
@@ -87,6 +87,30 @@ def active_change(tx: Transaction, item_id: ItemId) -> Job | None:
             jobs.c.operation.in_(sorted(CHANGE_OPERATIONS)),
         ),
     )
+
+
+def active_changes(tx: Transaction) -> dict[str, Job]:
+    """Return for each item that has one its unfinished job that changes it."""
+    statement = sa.select(jobs).where(
+        jobs.c.item_id.is_not(None),
+        jobs.c.state.in_(ACTIVE),
+        jobs.c.operation.in_(sorted(CHANGE_OPERATIONS)),
+    )
+    return {str(job.item_id): job for job in rows.listed(tx, Job, statement)}
+
+
+def last_changes_ended(tx: Transaction) -> dict[str, datetime]:
+    """Return for each item when the last job that changed it ended, if one did: one pass instead of one read per item."""
+    statement = (
+        sa.select(jobs.c.item_id, sa.func.max(jobs.c.ended, type_=UtcTime).label("newest"))
+        .where(
+            jobs.c.item_id.is_not(None),
+            jobs.c.ended.is_not(None),
+            jobs.c.operation.in_(sorted(CHANGE_OPERATIONS)),
+        )
+        .group_by(jobs.c.item_id)
+    )
+    return {row.item_id: row.newest for row in tx.execute(statement)}
 
 
 def last_change_ended(tx: Transaction, item_id: ItemId) -> datetime | None:

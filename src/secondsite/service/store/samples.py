@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -14,6 +14,7 @@ from secondsite.service.health.vocabulary import Step
 from secondsite.service.store import rows
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.health_tables import meters, samples
+from secondsite.service.store.tables import items
 
 KEPT: Final[Mapping[Step, timedelta]] = {Step.MINUTE: timedelta(hours=25), Step.HOUR: timedelta(days=30)}
 """An hour more than a day, so that the oldest hour is summed up before its minutes go."""
@@ -119,39 +120,48 @@ def shares(tx: Transaction, since: datetime, item_id: ItemId | None = None) -> d
         .where(samples.c.step == Step.MINUTE.value, samples.c.time > since)
         .group_by(samples.c.item_id)
     )
-    if item_id is not None:
-        statement = statement.where(samples.c.item_id == item_id)
+    # Naming the items lets the database look into the key, whose first column they are: half a day of 1,000 items is 720,000
+    # rows among 1.5 million.
+    wanted = samples.c.item_id.in_(sa.select(items.c.id)) if item_id is None else samples.c.item_id == item_id
+    statement = statement.where(wanted)
     return {row.item_id: (float(row.asked), int(row.done)) for row in tx.execute(statement)}
 
 
 def sum_up(tx: Transaction, now: datetime) -> None:
-    """Make the hours that are complete and prune what is too old. May run as often as one likes."""
+    """Make the hours that are complete and prune what is too old. May run as often as one likes.
+
+    Only the minutes of hours that are missing are read, and of one hour at a time: the minutes of a day of 1,000 items are
+    1.5 million rows.
+    """
     hour = now.replace(minute=0, second=0, microsecond=0)
     first = hour - KEPT[Step.MINUTE]
-    done = {
-        (row.item_id, row.time)
-        for row in tx.execute(
-            sa.select(samples.c.item_id, samples.c.time).where(
-                samples.c.step == Step.HOUR.value, samples.c.time >= first
-            )
-        )
-    }
-    minutes = rows.listed(
-        tx,
-        Sample,
-        sa.select(samples).where(
-            samples.c.step == Step.MINUTE.value, samples.c.time >= first, samples.c.time < hour
-        ),
-    )
-    by_hour: dict[tuple[ItemId, datetime], list[Sample]] = {}
-    for sample in minutes:
-        key = sample.item_id, sample.time.replace(minute=0, second=0, microsecond=0)
-        if key not in done:
-            by_hour.setdefault(key, []).append(sample)
-    for (_, time), parts in by_hour.items():
-        add(tx, together(parts, Step.HOUR, time))
+    begin = first
+    while begin < hour:
+        for parts in _unsummed(tx, begin):
+            add(tx, together(parts, Step.HOUR, begin))
+        begin += timedelta(hours=1)
     for step, kept in KEPT.items():
-        tx.execute(sa.delete(samples).where(samples.c.step == step.value, samples.c.time < now - kept))
+        known = samples.c.item_id.in_(sa.select(items.c.id))
+        old = sa.and_(known, samples.c.step == step.value, samples.c.time < now - kept)
+        tx.execute(sa.delete(samples).where(old))
+
+
+def _unsummed(tx: Transaction, begin: datetime) -> Iterator[list[Sample]]:
+    """Yield the minutes of an hour, item by item, of the items that have no sample of that hour yet."""
+    summed = samples.alias()
+    there = sa.exists().where(
+        summed.c.item_id == items.c.id, summed.c.step == Step.HOUR.value, summed.c.time == begin
+    )
+    missing = [row.id for row in tx.execute(sa.select(items.c.id).where(~there))]
+    for item_id in missing:
+        minutes = sa.select(samples).where(
+            samples.c.item_id == item_id,
+            samples.c.step == Step.MINUTE.value,
+            samples.c.time >= begin,
+            samples.c.time < begin + timedelta(hours=1),
+        )
+        if parts := rows.listed(tx, Sample, minutes.order_by(samples.c.time)):
+            yield parts
 
 
 def find_meters(tx: Transaction) -> dict[str, Meter]:

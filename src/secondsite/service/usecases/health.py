@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,18 +9,21 @@ from secondsite.model.ids import ItemId
 from secondsite.service.context import Context
 from secondsite.service.health import rules
 from secondsite.service.health.reading import Reader
-from secondsite.service.health.rule import Finding
+from secondsite.service.health.rule import Finding, level_of
 from secondsite.service.health.vocabulary import RANK, Category, Level, Subject
+from secondsite.service.health.watched import Looked
 from secondsite.service.store import health, items
 from secondsite.service.store.database import Transaction
-from secondsite.service.store.records import Item
+from secondsite.service.store.records import Item, Job
 
 
 class ItemHealth:
-    """The health of items at one instant. `only`: when a single item is asked for."""
+    """The health of items at one instant. `only`: when a single item is asked for. `looked`: the health watch's last look."""
 
-    def __init__(self, tx: Transaction, now: datetime, only: ItemId | None = None) -> None:
-        self._reader = Reader(tx, now, only)
+    def __init__(
+        self, tx: Transaction, now: datetime, only: ItemId | None = None, looked: Looked | None = None
+    ) -> None:
+        self._reader = Reader(tx, now, only, None if looked is None else looked.shares)
         self._now = now
         self._since = {row.key: row.since for row in health.listed(tx, subject=Subject.ITEM, subject_id=only)}
 
@@ -39,14 +41,12 @@ class ItemHealth:
         ]
         return {"level": level_of(found), "reasons": reasons}, errors
 
+    def active_change(self, item: Item) -> Job | None:
+        """Return the item's unfinished job, which health looks at, too."""
+        return self._reader.active_change(item)
+
     def _since_of(self, finding: Finding) -> datetime:
         return self._since.get((finding.subject, finding.subject_id, finding.code), self._now)
-
-
-def level_of(found: Sequence[Finding]) -> str:
-    """Return the worst level; information is advice and makes nothing unhealthy."""
-    worst = min((RANK[finding.level] for finding in found), default=RANK[Level.INFORMATION])
-    return {RANK[Level.CRITICAL]: "critical", RANK[Level.WARNING]: "warning"}.get(worst, "normal")
 
 
 def health_errors(ctx: Context) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ by their sequences, so that a list that did not change writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -30,16 +31,23 @@ def take_report(ctx: Context, node_id: NodeId, report: Mapping[str, Any]) -> Non
             nodes.change(tx, node_id, inventory=report["inventory"], inventory_time=now)
         if isinstance(report.get("data_address"), str):
             nodes.change(tx, node_id, data_address=report["data_address"])
-        mine = {item.id: item for item in items.listed(tx, node=node_id)}
+        # Without what was reported before: nothing here looks at it, and it is most of what there is to read.
+        mine = {item.id: item for item in items.listed(tx, node=node_id, reports=False)}
+        changes = {}
         for entry in _list(report, "items"):
             item = mine.get(ItemId(str(entry.get("item"))))
             if item is not None:
-                _take_item(tx, item, node_id, entry, now)
+                changes[item.id] = _take_item(tx, item, node_id, entry, now)
+        items.change_many(tx, changes)
         _take_groups(ctx, tx, node_id, report, mine)
-        for item_id, entry in _mapping(report, "points").items():
-            item = mine.get(ItemId(item_id))
-            if item is not None and isinstance(entry, dict) and item.journal_node_id == node_id:
-                _take_points(tx, item, entry)
+        kept = (
+            (item, entry)
+            for item_id, entry in _mapping(report, "points").items()
+            if (item := mine.get(ItemId(item_id))) is not None
+            and isinstance(entry, dict)
+            and item.journal_node_id == node_id
+        )
+        _take_points(tx, [_told(item, entry) for item, entry in kept])
         for entry in _list(report, "events"):
             _take_event(tx, node_id, entry, now, mine)
 
@@ -121,7 +129,10 @@ def _sign_of_life(tx: Transaction, node_id: NodeId, now: datetime) -> None:
         events.add(tx, events.NewEvent(now, "node-back", f"node {name} answers again", node_id=node_id))
 
 
-def _take_item(tx: Transaction, item: Item, node_id: NodeId, entry: Mapping[str, Any], now: datetime) -> None:
+def _take_item(
+    tx: Transaction, item: Item, node_id: NodeId, entry: Mapping[str, Any], now: datetime
+) -> dict[str, Any]:
+    """Return the columns that what a node says of an item changes."""
     side = "source" if node_id == item.source_node_id else "target"
     values: dict[str, Any] = {f"{side}_report": dict(entry), f"{side}_report_time": now}
     if node_id == item.journal_node_id:
@@ -130,9 +141,9 @@ def _take_item(tx: Transaction, item: Item, node_id: NodeId, entry: Mapping[str,
         if isinstance(sequence, int) and sequence >= 1 and isinstance(time, str) and newer:
             values |= {"last_sequence": sequence, "last_point_time": _time(time)}
             tx.wake()
-    items.change(tx, item.id, **values)
     if entry.get("progress") is not None:
         tx.wake()
+    return values
 
 
 def _take_groups(
@@ -147,28 +158,57 @@ def _take_groups(
         groups.reconcile(ctx, tx, node_id, said, mine)
 
 
-def _take_points(tx: Transaction, item: Item, entry: Mapping[str, Any]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a report says of an item's points: all that there are, or some and the sequences of those that went."""
+
+    item: Item
+    points: Mapping[int, Point]
+    gone: frozenset[int]
+    complete: bool
+
+
+def _told(item: Item, entry: Mapping[str, Any]) -> _Told:
     reported = {
-        int(point["sequence"]): point
+        int(point["sequence"]): _point(item, point)
         for point in _list(entry, "points")
         if isinstance(point.get("sequence"), int)
     }
-    before = points.digests(tx, item.id)
-    known = set(before)
-    told = [_point(item, reported[sequence]) for sequence in sorted(reported)]
-    new = [point for point in told if point.sequence not in known]
-    # Thinning merges points into the next one that stays, which has another digest then.
-    merged = [point for point in told if before.get(point.sequence, point.digest) != point.digest]
-    points.remove(tx, item.id, {point.sequence for point in merged})
-    points.add(tx, [*new, *merged])
-    for group_id in {point.group_id for point in new if point.group_id is not None}:
-        numbers = [point.group_number or 0 for point in new if point.group_id == group_id]
-        group_store.note_number(tx, group_id, max(numbers))
-    if entry.get("complete") is True:
-        points.remove(tx, item.id, known - reported.keys())
-    if new and (item.last_sequence is None or new[-1].sequence >= item.last_sequence):
-        items.change(tx, item.id, last_sequence=new[-1].sequence, last_point_time=new[-1].time)
-        tx.wake()
+    gone = frozenset(_numbers(entry, "gone")) - reported.keys()
+    return _Told(item, dict(sorted(reported.items())), gone, entry.get("complete") is True)
+
+
+def _take_points(tx: Transaction, told: Sequence[_Told]) -> None:
+    """Bring what is known of points to what was told. All items of a report take the same few statements."""
+    # All of an item's points are looked at only where the list is whole: there may be thousands, and reports are many.
+    some = {one.item.id: one.points.keys() for one in told if not one.complete}
+    known = points.digests_of(tx, some) | {
+        one.item.id: points.digests(tx, one.item.id) for one in told if one.complete
+    }
+    added: list[Point] = []
+    gone: dict[ItemId, Collection[int]] = {}
+    changes: dict[ItemId, dict[str, Any]] = {}
+    for one in told:
+        before = known.get(one.item.id, {})
+        new = [point for sequence, point in one.points.items() if sequence not in before]
+        # Thinning merges points into the next one that stays, which has another digest then.
+        merged = [
+            point
+            for sequence, point in one.points.items()
+            if before.get(sequence, point.digest) != point.digest
+        ]
+        added += [*new, *merged]
+        left = before.keys() - one.points.keys() if one.complete else one.gone
+        gone[one.item.id] = {point.sequence for point in merged} | left
+        for group_id in {point.group_id for point in new if point.group_id is not None}:
+            numbers = [point.group_number or 0 for point in new if point.group_id == group_id]
+            group_store.note_number(tx, group_id, max(numbers))
+        if new and (one.item.last_sequence is None or new[-1].sequence >= one.item.last_sequence):
+            changes[one.item.id] = {"last_sequence": new[-1].sequence, "last_point_time": new[-1].time}
+            tx.wake()
+    points.remove_of(tx, gone)
+    points.add(tx, added)
+    items.change_many(tx, changes)
 
 
 def _point(item: Item, fields: Mapping[str, Any]) -> Point:
@@ -228,6 +268,13 @@ def _list(fields: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     if not isinstance(found, list):
         raise InvalidInputError(f"{key} is not a list")
     return [entry for entry in found if isinstance(entry, dict)]
+
+
+def _numbers(fields: Mapping[str, Any], key: str) -> list[int]:
+    found = fields.get(key) or []
+    if not isinstance(found, list) or not all(isinstance(number, int) for number in found):
+        raise InvalidInputError(f"{key} is not a list of numbers")
+    return found
 
 
 def _mapping(fields: Mapping[str, Any], key: str) -> Mapping[str, Any]:

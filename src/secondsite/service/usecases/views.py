@@ -7,6 +7,7 @@ instead: the console and the command line show what the service would answer, an
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from secondsite.service.store import clouds, commands, items, jobs, nodes, point
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Job, Node, Point, Task
 from secondsite.service.usecases.health import ItemHealth
-from secondsite.service.vocabulary import CommandState, JobState, TaskState
+from secondsite.service.vocabulary import CommandState, JobState, Side, TaskState
 
 REPORT_FRESH_S: Final = 30.0
 """A report that is older says what was, not what is."""
@@ -28,15 +29,21 @@ def item_view(ctx: Context, item_ref: str) -> dict[str, Any]:
     """Return one item."""
     with ctx.store.reading() as tx:
         item, now = items.get(tx, item_ref), ctx.clock()
-        return _item(tx, item, now, _Names(tx), ItemHealth(tx, now, item.id))
+        writable = items.writable_sides_of(tx, [item.id])
+        return _item(tx, item, now, _Names(tx), ItemHealth(tx, now, item.id), writable)
 
 
-def item_views(ctx: Context, *, deleted: bool = False) -> list[dict[str, Any]]:
-    """Return all items by name."""
+def item_views(
+    ctx: Context, *, deleted: bool = False, after: str | None = None, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Return items by name: all, or at most `limit` of those that come after the item `after`."""
     with ctx.store.reading() as tx:
         names, now = _Names(tx), ctx.clock()
-        healths = ItemHealth(tx, now)
-        return [_item(tx, item, now, names, healths) for item in items.listed(tx, deleted=deleted)]
+        healths = ItemHealth(tx, now, looked=ctx.watched.of(now))
+        last = None if after is None else items.get(tx, after)
+        listed = items.listed(tx, deleted=deleted, after=last, limit=limit)
+        writable = items.writable_sides_of(tx, [item.id for item in listed])
+        return [_item(tx, item, now, names, healths, writable) for item in listed]
 
 
 def point_views(ctx: Context, item_ref: str, limit: int) -> list[dict[str, Any]]:
@@ -96,18 +103,27 @@ def network_views(ctx: Context) -> list[dict[str, Any]]:
 def vault_view(ctx: Context) -> dict[str, Any]:
     """Return the vault with a summary of its health."""
     with ctx.store.reading() as tx:
-        vault, names, now = vaults.get_vault(tx), _Names(tx), ctx.clock()
-        healths = ItemHealth(tx, now)
-        views = [_item(tx, item, now, names, healths) for item in items.listed(tx)]
-        known = nodes.listed(tx)
+        vault, now = vaults.get_vault(tx), ctx.clock()
+        looked = ctx.watched.of(now)
+        # The watch has looked at every item some seconds ago; who came since has its level from his own look.
+        listed = items.listed(tx, reports=looked is None or not looked.levels)
+        healths = None
+        levels: Counter[str] = Counter()
+        for item in listed:
+            level = None if looked is None else looked.levels.get(item.id)
+            if level is None:
+                healths = healths or ItemHealth(tx, now, looked=looked)
+                level = healths.of(items.get(tx, item.id) if looked else item)[0]["level"]
+            levels[level] += 1
+        known = nodes.listed(tx, inventory=False)
         return {
             "name": vault.name,
             "created": vault.created,
             "ca_fingerprint": ctx.authority.fingerprint,
             "items": {
-                "total": len(views),
-                "by_state": dict(Counter(view["state"] for view in views)),
-                "by_health": dict(Counter(view["health"]["level"] for view in views)),
+                "total": len(listed),
+                "by_state": dict(Counter(item.state.value for item in listed)),
+                "by_health": dict(levels),
             },
             "nodes": {"total": len(known), "silent": sum(node.silent for node in known)},
             "jobs_active": len(jobs.unfinished(tx)),
@@ -118,7 +134,9 @@ class _Names:
     """The names behind ids, read once per answer."""
 
     def __init__(self, tx: Transaction) -> None:
-        self.nodes: dict[NodeId, Node] = {node.id: node for node in nodes.listed(tx, revoked=True)}
+        self.nodes: dict[NodeId, Node] = {
+            node.id: node for node in nodes.listed(tx, revoked=True, inventory=False)
+        }
         self.sites = vaults.site_names(tx)
         self.clouds = {cloud.id: cloud for cloud in clouds.list_clouds(tx)}
         self.policies = {policy.id: policy for policy in clouds.list_policies(tx)}
@@ -130,15 +148,22 @@ class _Names:
         return {"node": node.name, "node_id": node.id, "site": self.sites[node.site_id], "vm": vm}
 
 
-def _item(tx: Transaction, item: Item, now: datetime, names: _Names, healths: ItemHealth) -> dict[str, Any]:
+def _item(
+    tx: Transaction,
+    item: Item,
+    now: datetime,
+    names: _Names,
+    healths: ItemHealth,
+    writable: Mapping[str, Side],
+) -> dict[str, Any]:
     mapping = names.mappings[item.cloud_mapping_id]
     policy = names.policies[mapping.policy_id]
     rpo = None
     if item.last_point_time is not None and item.state in MEASURED:
         rpo = max(0.0, (now - item.last_point_time).total_seconds())
     health, health_errors = healths.of(item)
-    writable = items.writable(tx, item.id)
-    running = jobs.active_change(tx, item.id)
+    side = writable.get(item.id)
+    running = healths.active_change(item)
     return {
         "id": item.id,
         "name": item.name,
@@ -147,7 +172,7 @@ def _item(tx: Transaction, item: Item, now: datetime, names: _Names, healths: It
         "test_state": item.test_state.value,
         "direction": item.direction.value,
         "epoch": item.epoch,
-        "active_side": writable[-1].side.value if writable else None,
+        "active_side": None if side is None else side.value,
         "primary": names.side(item.primary_node_id, item.primary_vm),
         "recovery": names.side(item.recovery_node_id, item.recovery_vm),
         "source_cloud": names.clouds[mapping.source_cloud_id].name,

@@ -1,0 +1,129 @@
+"""What a node tells of points: whole lists one after the other, then what is new and what went; a lost report is told again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from secondsite.node import report as reporting
+from secondsite.node.channel import report_every_s
+from secondsite.node.records import Role
+from secondsite.node.report import Reporter
+
+NOW = datetime(2026, 11, 23, tzinfo=UTC)
+
+
+@dataclass
+class Site:
+    """Items as targets with lists of points (sequence to digest), and their reporter."""
+
+    lists: dict[str, dict[int, str]]
+    now: datetime = NOW
+    reporter: Reporter = field(init=False)
+
+    def __post_init__(self) -> None:
+        fixed: Any = SimpleNamespace(
+            all=lambda: [_record(item) for item in self.lists],
+            exists=lambda _item: True,
+            get=lambda item: SimpleNamespace(points=lambda: _points(self.lists[item])),
+        )
+        self.reporter = Reporter(fixed, fixed, fixed, fixed, lambda: self.now)
+
+    def told(self) -> dict[str, tuple[list[int], list[int], bool]]:
+        """Make a report; return per item the sequences told, those told as gone, and whether it is the whole list."""
+        found = self.reporter.make(with_inventory=False)["points"]
+        return {
+            item: ([point["sequence"] for point in entry["points"]], entry.get("gone", []), entry["complete"])
+            for item, entry in found.items()
+        }
+
+
+def _record(item: str) -> Any:
+    return SimpleNamespace(
+        item=item,
+        epoch=1,
+        role=Role.TARGET,
+        failover=None,
+        counters={},
+        test=None,
+        acked=None,
+        held=None,
+        paused=False,
+    )
+
+
+def _points(held: dict[int, str]) -> Iterable[Any]:
+    word = SimpleNamespace(value="x")
+    return [
+        SimpleNamespace(
+            sequence=sequence,
+            digest=digest,
+            epoch=1,
+            time=NOW,
+            consistency=word,
+            kind=word,
+            changed=0,
+            stored=0,
+            group=None,
+        )
+        for sequence, digest in held.items()
+    ]
+
+
+def test_a_list_is_told_whole_once_and_then_what_changed() -> None:
+    site = Site({"web": {1: "a", 2: "b"}})
+    assert site.told() == {"web": ([1, 2], [], True)}
+    assert site.told() == {}
+    site.lists["web"] = {2: "b", 3: "c"}
+    assert site.told() == {"web": ([3], [1], False)}
+    assert site.told() == {}
+
+
+def test_a_point_that_took_others_in_is_new_and_only_they_went() -> None:
+    site = Site({"web": {1: "a", 2: "b", 3: "c"}})
+    site.told()
+    site.lists["web"] = {1: "a", 3: "merged"}
+    assert site.told() == {"web": ([3], [2], False)}
+
+
+def test_what_a_lost_report_told_is_told_again_with_what_came_since() -> None:
+    site = Site({"web": {1: "a"}})
+    site.told()
+    site.lists["web"] = {1: "a", 2: "b"}
+    assert site.told() == {"web": ([2], [], False)}
+    site.reporter.forget_sent()
+    site.lists["web"] = {2: "b", 3: "c"}
+    assert site.told() == {"web": ([2, 3], [1], False)}
+
+
+def test_a_whole_list_whose_report_was_lost_is_told_whole_again() -> None:
+    site = Site({"web": {1: "a"}})
+    site.told()
+    site.reporter.forget_sent()
+    assert site.told() == {"web": ([1], [], True)}
+
+
+def test_whole_lists_are_spread_over_reports_and_each_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "WHOLE_POINTS", 3)
+    site = Site({name: {1: "a", 2: "b"} for name in ("a", "b", "c")})
+    assert list(site.told()) == ["a", "b"]  # begun until there are three
+    assert list(site.told()) == ["c"]
+    assert site.told() == {}
+
+
+def test_once_an_hour_the_whole_list_is_told_for_a_service_that_forgot() -> None:
+    site = Site({"web": {1: "a"}})
+    site.told()
+    site.now += timedelta(minutes=59)
+    assert site.told() == {}
+    site.now += timedelta(minutes=1)
+    assert site.told() == {"web": ([1], [], True)}
+
+
+def test_a_node_with_many_items_reports_less_often_but_every_five_seconds() -> None:
+    assert [report_every_s(count) for count in (0, 1, 10, 20, 100, 1000)] == [1.0, 1.0, 1.0, 2.0, 5.0, 5.0]
