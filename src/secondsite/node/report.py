@@ -23,8 +23,8 @@ from secondsite.node.source.unprotected import Unprotected
 from secondsite.node.target.journals import Journals
 from secondsite.node.target.space import Space
 
-WHOLE_EVERY: Final = timedelta(hours=1)
-"""So that a service whose database is an older copy than it was knows all points again."""
+WHOLE_EVERY: Final = timedelta(hours=12)
+"""Rarely: a list of 2,880 points keeps the service busy for 0.1 s. So that a service whose database is an older copy than it was knows all points again."""
 WHOLE_POINTS: Final = 3000
 """Whole lists in a report are begun until they have so many points."""
 
@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 class Reporter:
     """Makes reports. Of an item's points they tell what is new and the numbers of what went since the last report that arrived.
 
-    The whole list is sent when it was never sent and once an hour, and of few items at a time: a node of 100 items holds some
+    The whole list is sent when it was never sent and every twelve hours, and of few items at a time: a node of 100 items holds some
     300,000 points. Until then an item whose list was never sent has its turn to come.
     """
 

@@ -116,10 +116,10 @@ def test_whole_lists_are_spread_over_reports_and_each_has_its_turn(monkeypatch: 
     assert site.told() == {}
 
 
-def test_once_an_hour_the_whole_list_is_told_for_a_service_that_forgot() -> None:
+def test_every_twelve_hours_the_whole_list_is_told_for_a_service_that_forgot() -> None:
     site = Site({"web": {1: "a"}})
     site.told()
-    site.now += timedelta(minutes=59)
+    site.now += timedelta(hours=11, minutes=59)
     assert site.told() == {}
     site.now += timedelta(minutes=1)
     assert site.told() == {"web": ([1], [], True)}
