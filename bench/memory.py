@@ -102,6 +102,11 @@ def main() -> None:
             lab.finish(lab.api.post("/items/bare/resync"), 120)
             cycles(lab, options.extents, stride, options.writes, 1)
             tell(lab, "compare, one more cycle", peaks)
+            say_row(options, peaks)  # before the files go: so many extents take their time to be removed
+
+
+def say_row(options: argparse.Namespace, peaks: dict[str, float]) -> None:
+    """Print the row: the worse of the two nodes."""
     worst = max(peaks.values())
     say(
         Row(
