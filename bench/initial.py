@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -268,6 +269,7 @@ def main() -> None:
     parser.add_argument("--line-mbit", type=int, default=100)
     parser.add_argument("--only", nargs="*", default=list(KINDS), choices=list(KINDS))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started ends, also when the time is over
     folder = Path(tempfile.mkdtemp(prefix="ssi-", dir="/tmp"))
     folder.chmod(0o755)
     try:
