@@ -1,6 +1,6 @@
 """Initial replication of a machine's disk to a sealed point, beside qemu-img convert to qemu-nbd; both over mutual TLS.
 
-    python bench/initial.py [--mib 2048] [--runs 3] [--line-mib 128] [--line-mbit 100] [--only KIND...]
+    python bench/initial.py [--mib 2048] [--runs 3] [--line-mib 192] [--line-mbit 100] [--only KIND...]
 
 Ours is what `secondsite` does when an item is enabled: two node daemons in processes of their own, a machine on a real
 libvirt and QEMU (running, paused), `source.start` at one end; timed from that command until the first point is sealed in the
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -264,10 +265,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--mib", type=int, default=2048)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--line-mib", type=int, default=128)
+    parser.add_argument("--line-mib", type=int, default=192)
     parser.add_argument("--line-mbit", type=int, default=100)
     parser.add_argument("--only", nargs="*", default=list(KINDS), choices=list(KINDS))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started ends, also when the time is over
     folder = Path(tempfile.mkdtemp(prefix="ssi-", dir="/tmp"))
     folder.chmod(0o755)
     try:
