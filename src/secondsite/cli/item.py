@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from secondsite.api_client import ApiClient
 from secondsite.cli.client import connect
 from secondsite.cli.failover import add_to
 from secondsite.cli.following import NoWait, finish, progress_text
 from secondsite.cli.operating import Item, operate
 from secondsite.cli.output import Json, human_bytes, out, print_fields, print_json, print_rows, reporting
 from secondsite.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from secondsite.api_client import ApiClient
 
 __all__ = ["Item", "app"]
 
