@@ -14,6 +14,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from secondsite.fabric.libvirt_power import locked
 from secondsite.lab.hypervisor import Hypervisor
 from secondsite.model.ids import ItemId
 from secondsite.node.records import ItemRecord, Role
@@ -177,6 +178,8 @@ def test_a_host_that_comes_back_after_its_machine_was_failed_over_runs_no_second
                 wait_until(lambda: record_of(state, item).role is Role.STANDBY, WAIT_S, "stepping down")
                 record = record_of(state, item)
                 assert (record.epoch, record.ran, record.diverged, record.held) == (2, True, True, None)
+                # The record comes first: a node that is killed in between locks it at its next start.
+                wait_until(lambda: locked(machine.domain) is not None, WAIT_S, "the lock")
             with pytest.raises(libvirt.libvirtError):
                 machine.domain.create()
             old = {disk: machine.content(disk, short_path) for disk in (VDA, VDB)}
