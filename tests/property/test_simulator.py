@@ -21,7 +21,7 @@ QUICKLY_CAUGHT = {
     "skipped-base-sync": 1,
     "skipped-table-sync": 1,
     "acknowledged-before-sealed": 1,
-    "digest-not-checked": 3,
+    "digest-not-checked": 34,
     "torn-manifest-accepted": 1,
     "swapped-extent-order": 6,
     "lost-zero-extent": 5,
