@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 
 import pytest
 
 from support.kill_matrix import Matrix, a_short_round
 from support.kill_table import NOT_HIT
 from support.kill_victims import Victim
-from support.lab_story import LabStory
+from support.lab_story import LabStory, running_lab
 from support.wire_meter import metered
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.fault, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def lab() -> Iterator[LabStory]:
+    """A lab of its own: bytes are counted in it, and its nodes listen elsewhere afterwards."""
+    with running_lab() as lab:
+        yield lab
 
 
 def test_an_operation_with_a_kill_in_it_ends_right(lab: LabStory) -> None:

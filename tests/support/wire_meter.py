@@ -37,7 +37,7 @@ def _in_front_of(config: NodeConfig) -> ToxicLink | None:
 
 @contextmanager
 def metered(lab: LabStory) -> Iterator[WireMeter]:
-    """Put the meter into a lab that is up; it stays until the lab ends."""
+    """Put the meter into a lab that is up, for the rest of its life: its nodes can be reached by nobody afterwards, so it must be one's own."""
     with ExitStack() as stack:
         links = []
         for site in ("primary", "secondary"):
