@@ -25,6 +25,8 @@ from secondsite.node.target.space import Space
 
 WHOLE_EVERY: Final = timedelta(hours=12)
 """Rarely: a list of 2,880 points keeps the service busy for 0.1 s. So that a service whose database is an older copy than it was knows all points again."""
+WHOLE_AGAIN: Final = timedelta(minutes=1)
+"""After the first whole list: the service takes points only from the node that it knows to keep the journal, and learns that of a reversal a moment later."""
 WHOLE_POINTS: Final = 3000
 """Whole lists in a report are begun until they have so many points."""
 
@@ -34,7 +36,7 @@ log = structlog.get_logger(__name__)
 class Reporter:
     """Makes reports. Of an item's points they tell what is new and the numbers of what went since the last report that arrived.
 
-    The whole list is sent when it was never sent and every twelve hours, and of few items at a time: a node of 100 items holds some
+    The whole list is sent when it was never sent, a minute later, and every twelve hours, and of few items at a time: a node of 100 items holds some
     300,000 points. Until then an item whose list was never sent has its turn to come.
     """
 
@@ -57,7 +59,7 @@ class Reporter:
         self._lock = threading.Lock()
         self._sent: dict[ItemId, dict[Digest, Sequence]] = {}  # what the service knows
         self._told: dict[ItemId, dict[Digest, Sequence]] = {}  # what it knows if the report under way arrives
-        self._whole: dict[ItemId, datetime] = {}
+        self._whole_at: dict[ItemId, datetime] = {}
         self.space: Space | None = None
         """Who measures the journals, if this node keeps any."""
 
@@ -76,6 +78,8 @@ class Reporter:
                 if points is not None:
                     body["points"][record.item] = points
                     budget -= len(points["points"]) if points["complete"] else 0
+            else:
+                self._forget(record.item)
         if inventory is not None:
             body["inventory"] = inventory.to_dict()
         return body
@@ -134,16 +138,22 @@ class Reporter:
         moment = self._clock()
         with self._lock:
             before = self._sent.get(record.item)
-            due = before is None or moment - self._whole[record.item] >= WHOLE_EVERY
+            due = before is None or moment >= self._whole_at[record.item]
             if due and budget > 0:
                 self._told[record.item] = now
-                self._whole[record.item] = moment
+                self._whole_at[record.item] = moment + (WHOLE_AGAIN if before is None else WHOLE_EVERY)
                 return {"points": [describe_point(point) for point in points], "complete": True}
             if before is None or now == before:
                 return None
             self._told[record.item] = now
         new = [describe_point(point) for point in points if point.digest not in before]
         return {"points": new, "gone": sorted(set(before.values()) - set(now.values())), "complete": False}
+
+    def _forget(self, item: ItemId) -> None:
+        """The item has no points here (any more): those of its next journal are told from the beginning."""
+        with self._lock:
+            self._sent.pop(item, None)
+            self._whole_at.pop(item, None)
 
     def forget_sent(self) -> None:
         """Tell at the next report again what the last one told: it may not have arrived. Telling it twice is harmless."""

@@ -24,11 +24,12 @@ class Site:
 
     lists: dict[str, dict[int, str]]
     now: datetime = NOW
+    role: Role = Role.TARGET
     reporter: Reporter = field(init=False)
 
     def __post_init__(self) -> None:
         fixed: Any = SimpleNamespace(
-            all=lambda: [_record(item) for item in self.lists],
+            all=lambda: [_record(item, self.role) for item in self.lists],
             exists=lambda _item: True,
             get=lambda item: SimpleNamespace(points=lambda: _points(self.lists[item])),
         )
@@ -43,11 +44,11 @@ class Site:
         }
 
 
-def _record(item: str) -> Any:
+def _record(item: str, role: Role) -> Any:
     return SimpleNamespace(
         item=item,
         epoch=1,
-        role=Role.TARGET,
+        role=role,
         failover=None,
         counters={},
         test=None,
@@ -119,10 +120,36 @@ def test_whole_lists_are_spread_over_reports_and_each_has_its_turn(monkeypatch: 
 def test_every_twelve_hours_the_whole_list_is_told_for_a_service_that_forgot() -> None:
     site = Site({"web": {1: "a"}})
     site.told()
+    site.now += timedelta(minutes=1)
+    site.told()
     site.now += timedelta(hours=11, minutes=59)
     assert site.told() == {}
     site.now += timedelta(minutes=1)
     assert site.told() == {"web": ([1], [], True)}
+
+
+def test_a_first_list_is_told_again_a_minute_later_for_a_service_that_did_not_know_who_keeps_the_journal() -> (
+    None
+):
+    site = Site({"web": {6: "adopted"}})
+    assert site.told() == {
+        "web": ([6], [], True)
+    }  # before the service has turned the direction: it takes none
+    site.lists["web"] = {6: "adopted", 7: "b"}
+    assert site.told() == {"web": ([7], [], False)}
+    site.now += timedelta(minutes=1)
+    assert site.told() == {"web": ([6, 7], [], True)}
+    assert site.told() == {}
+
+
+def test_the_points_of_another_journal_of_the_same_item_are_told_from_the_beginning() -> None:
+    site = Site({"web": {1: "a", 2: "b"}})
+    site.told()
+    site.role = Role.ACTIVE  # committed: the journal went, and so did its points at the service
+    assert site.told() == {}
+    site.role = Role.TARGET
+    site.lists["web"] = {2: "b", 9: "c"}
+    assert site.told() == {"web": ([2, 9], [], True)}
 
 
 def test_a_node_with_many_items_reports_less_often_but_every_five_seconds() -> None:
