@@ -34,5 +34,4 @@ def test_the_newest_point_is_young_at_any_time(lab: LabStory) -> None:
     figures = json.loads(done.stdout)
     assert done.returncode == 0, figures
     assert figures["cycles"] >= 12
-    lab.cli("item", "disable", guest.name)
-    guest.domain("primary").destroy()
+    lab.give_up(guest)

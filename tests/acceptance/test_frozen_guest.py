@@ -29,6 +29,7 @@ def guest(lab: LabStory) -> Iterator[LabGuest]:
     lab.policy(app_consistent_hours=1)
     yield guest
     lab.policy(app_consistent_hours=0)
+    lab.give_up(guest)
 
 
 def status(guest: LabGuest) -> str:

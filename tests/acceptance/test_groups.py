@@ -64,8 +64,7 @@ def test_a_group_fails_over_to_its_latest_and_to_an_older_point_and_back(lab: La
     judge(lab, again[0]["sequences"])
     lab.cli("group", "delete", "shop")
     for guest in (cause, effect):
-        lab.cli("item", "disable", guest.name)
-        guest.domain("primary").destroy()
+        lab.give_up(guest)
 
 
 def at_least(lab: LabStory, count: int) -> list[Any]:

@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import libvirt
@@ -25,13 +25,15 @@ SOON_S = 20.0
 
 
 @pytest.fixture(scope="module")
-def guest(session_lab: LabStory) -> LabGuest:
+def guest(session_lab: LabStory) -> Iterator[LabGuest]:
     """A guest that is protected and has a few points."""
     guest = session_lab.guest("killed-node", rate=200, churn=4)
     guest.start().close()
     session_lab.protect(guest.name)
     until(lambda: len(session_lab.points(guest.name)) >= 3, "three points")
-    return guest
+    yield guest
+    session_lab.restart_missing()
+    session_lab.give_up(guest)
 
 
 def catch(sight: Callable[[], bool], what: str, timeout_s: float = 60) -> None:

@@ -72,3 +72,4 @@ def test_a_changed_policy_reaches_its_items_without_restarting_anything(lab: Lab
         cleared = {"keep_all_hours": 0, "keep_hourly_hours": 0, "bandwidth_schedule": []}
         kept = ("copy_frequency_s", "retention_points", "compression", "resync_window")
         lab.policy(**cleared, **{key: usual[key] for key in kept})
+    lab.give_up(guest)

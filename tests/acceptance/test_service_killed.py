@@ -45,5 +45,4 @@ def test_a_planned_failover_survives_the_service(lab: LabStory) -> None:
     lab.cli("item", "commit", guest.name)
     lab.cli("item", "reverse", guest.name)
     lab.check_point(guest.name, lab.wait_for_points(guest.name))
-    lab.cli("item", "disable", guest.name)
-    guest.domain("primary").destroy()
+    lab.give_up(guest)

@@ -85,8 +85,7 @@ def test_a_standby_ends_planned_failovers_whose_service_was_killed(pair: Standby
     lab.cli("item", "commit", guest.name)
     lab.cli("item", "reverse", guest.name)
     lab.check_point(guest.name, lab.wait_for_points(guest.name, site="primary"), "primary")
-    lab.cli("item", "disable", guest.name)
-    guest.domain("secondary").destroy()
+    lab.give_up(guest)
 
 
 def test_a_standby_touches_nothing_while_it_waits(pair: StandbyLab) -> None:

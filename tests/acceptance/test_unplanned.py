@@ -63,8 +63,7 @@ def test_an_unplanned_failover_there_and_everything_back(lab: LabStory) -> None:
     lab.cli("point", "drop-diverged", guest.name)
     until(lambda: not lab.item(guest.name)["standing"], "the kept point was given up")
     lab.cli("item", "commit", guest.name)
-    lab.cli("item", "disable", guest.name)
-    guest.domain("primary").destroy()
+    lab.give_up(guest)
 
 
 def comes_up(lab: LabStory, guest: LabGuest, job: Any) -> int:

@@ -297,6 +297,13 @@ class LabStory:
         )
         return LabGuest(self, name)
 
+    def give_up(self, guest: LabGuest) -> None:
+        """Protect the guest no longer and end it: a machine that writes on takes its part from every other story."""
+        self.cli("item", "disable", guest.name)
+        for site in sites.SITES:
+            if guest.active(site):
+                guest.domain(site).destroy()
+
     # -- points
 
     def journal(self, name: str, site: str = "secondary") -> Path:
