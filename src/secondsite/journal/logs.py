@@ -121,14 +121,17 @@ class LogStore:
         self._indexes.put(stored.name, index, size)
         return stored
 
-    def disk_size(self, file: StoredFile) -> int | None:
-        """Return the size of the disk that a log was made for; None for zeros, which do not say."""
+    def least_size(self, file: StoredFile) -> int:
+        """Return how large the file's disk is at least: a log says for which size it was made, of zeros it is where the last ones end."""
         found = self._indexes.get(file.name)
         if found is None:
             self.check_presence(file)
             found = _parse(self.path(file), file.kind, file.ref.length)
             self._indexes.put(file.name, *found)
-        return found[1]
+        index, size = found
+        if size is not None:
+            return size
+        return int(index.end[-1]) if len(index) else 0
 
     def index(self, file: StoredFile, disk_size: int, source: int) -> ExtentIndex:
         """Return where the file's data are, as source number `source`.

@@ -72,7 +72,8 @@ def apply_parts(store: Store, disk: DiskKey, digests: Seq[Digest]) -> None:
             raise NotFoundError(f"part {digest} was not received", hint="send it again", digest=digest)
     if not files:
         return
-    resize.grow(store, {disk: max(store.parts.disk_size(file) or 0 for file in files)})
+    # A list of zeros may be all that is left to say of what a grown disk gained.
+    resize.grow(store, {disk: max(store.parts.least_size(file) for file in files)})
     try:
         _apply_files(store, disk, files)
     except CorruptError:

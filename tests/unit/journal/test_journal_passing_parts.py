@@ -9,7 +9,7 @@ import pytest
 
 from secondsite.errors import CorruptError, NotFoundError
 from secondsite.journal import Journal
-from support.journals import VDA, Model, digest_of, log_bytes
+from support.journals import VDA, VDB, Model, digest_of, log_bytes
 
 
 def test_a_part_that_was_received_and_not_applied_is_gone_after_a_restart_and_is_sent_again(
@@ -84,3 +84,19 @@ def test_a_part_that_rotted_before_it_was_applied_is_asked_for_again(tmp_path: P
     journal.apply_initial(model.epoch, VDA, model.send(journal, parts))
     model.seal(journal, {})
     model.check(journal, verify=True)
+
+
+def test_zeros_may_be_all_that_is_said_of_what_a_disk_gained_before_its_first_point(tmp_path: Path) -> None:
+    """The disk grew after its data had arrived. Refused as damaged, such a list stopped the replication for good."""
+    model = Model()
+    with model.create(tmp_path / "j") as journal:
+        model.replicate_initially(journal, {VDA: [(0, b"a" * 4096), (60 << 10, b"z" * 4096)]})
+        model.disks[VDA].extend(bytes(40 << 10))
+        model.sizes[VDA] += 40 << 10
+        model.replicate_initially(
+            journal, {VDA: [(64 << 10, 36 << 10)]}
+        )  # its last block is not looked at yet
+        model.seal(journal, {VDB: [(0, b"b" * 512)]})
+        assert journal.disks[VDA] == model.sizes[VDA]
+        model.check(journal, verify=True)
+        assert list(journal.verify()) == []
