@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.testing
 from hypothesis import HealthCheck, settings
 
 from secondsite.lab.guest.builder import GuestFiles
@@ -15,6 +17,9 @@ from secondsite.lab.hypervisor import Hypervisor
 from support.guests import built_guest
 from support.hypervisors import HypervisorPair, running_pair
 from support.leftovers import Leftovers, short_folder
+
+# The runner of commands builds their whole tree anew for each call, which is most of the time of those that have little to do.
+typer.testing._get_command = cache(typer.testing._get_command)
 
 # The same examples on every machine, and none fails because the machine is busy: what is landed must be judged alike.
 # To look further, give pytest --hypothesis-profile=default.

@@ -46,7 +46,7 @@ else
   # These often wait for guests, so a third runs beside two.
   tier "property, integration, fault" "${pytest[@]}" -n 3 tests/property tests/integration tests/fault
   # By file, since the stories of one file share a lab.
-  tier "acceptance" "${pytest[@]}" -n 3 --dist loadfile tests/acceptance
+  tier "acceptance" "${pytest[@]}" -n 3 --dist loadfile --no-loadscope-reorder tests/acceptance
 fi
 echo; echo "== every tier passed"
 printf '%s\n' "${lines[@]}"

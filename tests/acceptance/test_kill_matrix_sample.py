@@ -30,7 +30,7 @@ def lab() -> Iterator[LabStory]:
 def test_an_operation_with_a_kill_in_it_ends_right(lab: LabStory) -> None:
     seed = os.environ.get("SECONDSITE_SEED", "4")
     draw = random.Random(seed)
-    guest = lab.guest("sample", rate=60)
+    guest = lab.guest("sample", rate=30)
     guest.start().close()
     lab.policy(compression=False)
     with metered(lab) as meter:

@@ -27,7 +27,7 @@ SOON_S = 20.0
 @pytest.fixture(scope="module")
 def guest(session_lab: LabStory) -> Iterator[LabGuest]:
     """A guest that is protected and has a few points."""
-    guest = session_lab.guest("killed-node", rate=200, churn=4)
+    guest = session_lab.guest("killed-node", rate=100, churn=2)
     guest.start().close()
     session_lab.protect(guest.name)
     until(lambda: len(session_lab.points(guest.name)) >= 3, "three points")

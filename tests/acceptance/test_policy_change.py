@@ -26,7 +26,7 @@ def held(lab: LabStory, site: str, name: str) -> dict[str, Any]:
 
 
 def test_a_changed_policy_reaches_its_items_without_restarting_anything(lab: LabStory) -> None:
-    guest = lab.guest("policy-change", rate=30)
+    guest = lab.guest("policy-change")
     guest.start().close()
     lab.protect(guest.name)
     usual = lab.api.get(f"/policies/{lab.facts['policy']}")

@@ -75,14 +75,15 @@ def described(engine: sa.Engine) -> dict[str, Any]:
     return found
 
 
-def test_migrations_build_the_schema_that_the_code_believes_in(store: Store, other_url: str) -> None:
-    direct = Store(other_url)
+def test_migrations_build_the_schema_that_the_code_believes_in(url: str, other_url: str) -> None:
+    by_steps, direct = Store.open(url), Store(other_url)
     metadata.create_all(direct._engine)
     try:
-        migrated = described(store._engine)
+        migrated = described(by_steps._engine)
         assert migrated.keys() == metadata.tables.keys()
         assert migrated == described(direct._engine)
     finally:
+        by_steps.close()
         direct.close()
 
 

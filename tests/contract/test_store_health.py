@@ -26,8 +26,8 @@ ITEM = ItemId("i")
 
 
 @pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    found = Store.open(url)
+def store(migrated_url: str) -> Iterator[Store]:
+    found = Store(migrated_url)
     with found.transaction() as tx:
         vaults.create_site(tx, Site(SiteId("s"), "s", NOW))
         _add_item(tx.execute)

@@ -14,7 +14,6 @@ from secondsite.service.api.app import PREFIX, create_app
 from secondsite.service.store.identity_tables import audit
 from secondsite.service.usecases import tokens
 from secondsite.service.vocabulary import Role
-from support.private_postgres import PrivatePostgres
 from support.service_world import World
 
 with warnings.catch_warnings():
@@ -22,19 +21,9 @@ with warnings.catch_warnings():
     from fastapi.testclient import TestClient
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PrivatePostgres]:
-    server = PrivatePostgres()
-    yield server
-    server.close()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    url = None
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgres").new_database()
-    found = World(tmp_path, url=url)
+@pytest.fixture
+def world(database: str, migrated_url: str, tmp_path: Path) -> Iterator[World]:
+    found = World(tmp_path, url=migrated_url if database == "postgresql" else None)
     yield found
     found.close()
 

@@ -70,7 +70,7 @@ def test_a_point_of_a_frozen_guest_needs_no_recovery_of_its_file_systems(
     scratch.mkdir()
     hypervisor.own(scratch)
     replica = Replica(dict.fromkeys(DISKS, SIZE), tmp_path)
-    with running_guest(hypervisor, guest_files, "freeze", churn=60, agent=True) as guest:
+    with running_guest(hypervisor, guest_files, "freeze", rate=200, churn=60, agent=True) as guest:
         assert guest.console is not None
         guest.wait_for_agent()
         quiescer = quiescer_of(hypervisor, "freeze", tmp_path)

@@ -50,7 +50,7 @@ def test_every_point_under_load_is_a_strict_prefix_over_both_disks(
     scratch = short_path / "s"
     scratch.mkdir()
     hypervisor.own(scratch)
-    with running_guest(hypervisor, guest_files, "capture-load") as guest:
+    with running_guest(hypervisor, guest_files, "capture-load", rate=200, churn=8) as guest:
         assert guest.console is not None
         last = 0
         for cycle in range(4):

@@ -268,7 +268,7 @@ class LabStory:
         *,
         count: int = 2,
         size: int = 96 * MIB,
-        rate: int = 30,
+        rate: int = 10,
         churn: int = 1,
         record_area: int = 4 * MIB,
         agent: bool = False,

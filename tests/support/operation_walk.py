@@ -359,7 +359,7 @@ class Walk:
 @contextmanager
 def walking(lab: LabStory, share: Share) -> Iterator[Walk]:
     """A small guest that runs at the first site, to be walked through its share of the table; gone at the end."""
-    guest = lab.guest(f"every-{share.value}", count=1, size=64 * MIB, rate=40, record_area=2 * MIB)
+    guest = lab.guest(f"every-{share.value}", count=1, size=64 * MIB, rate=15, record_area=2 * MIB)
     walk = Walk(lab, guest)
     try:
         guest.start().close()

@@ -73,11 +73,11 @@ class PrivatePostgres:
         self.stop()
         shutil.rmtree(self.folder)
 
-    def new_database(self) -> str:
-        """Return the URL of a fresh, empty database."""
+    def new_database(self, like: str = "template1") -> str:
+        """Return the URL of a fresh database: an empty one, or a copy of one to which nobody is connected."""
         name = f"t{uuid.uuid4().hex[:12]}"
         with self._connect() as connection:
-            connection.execute(f"CREATE DATABASE {name}".encode())
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {like}".encode())
         return f"postgresql://tests@/{name}?host={self.folder}"
 
     def _answers(self) -> bool:
