@@ -158,7 +158,10 @@ class Run:
         deliver: Callable[[Outgoing], None],
         settle: Callable[[list[Outgoing]], object] | None = None,
     ) -> None:
-        """Deliver all parts with so many workers, and have `settle` take what arrived; raise the first error once all have ended."""
+        """Deliver all parts with so many workers, and have `settle` take what arrived; raise the first error once all have ended.
+
+        `parts`, if it is a generator, has been closed when this returns or raises.
+        """
         if settle is None:
             self._through(parts, workers, deliver, lambda _: None)
         else:
@@ -212,6 +215,10 @@ class Run:
             waiting.put(None)
         for thread in threads:
             thread.join()
+        try:
+            _close(parts)
+        except BaseException as error:  # noqa: BLE001 - like any other error of the producer
+            self._fail(error)
 
     def _settle(
         self, arrived: queue.Queue[Outgoing | None], settle: Callable[[list[Outgoing]], object]
@@ -246,3 +253,12 @@ class Run:
         with self._lock:
             if self._error is None:
                 self._error = error
+
+
+def _close(parts: Iterable[Outgoing]) -> None:
+    """End a producer that was left in the middle: the error's traceback would keep it there, with its reads under way, for
+    longer than its snapshot is open, and what libnbd may still fill can never be used again.
+    """
+    close = getattr(parts, "close", None)
+    if close is not None:
+        close()

@@ -5,19 +5,26 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from secondsite.capture import export
 from secondsite.capture.export import ExportDisk
-from secondsite.capture.port import Extent
+from secondsite.capture.port import PIECE, Extent
 from secondsite.errors import UnavailableError
+from secondsite.model.ids import Digest
 from secondsite.model.units import KIB, MIB
+from secondsite.nbd.buffers import Buffer, BufferPool
 from secondsite.nbd.server import NbdServer
 from secondsite.nbd.transmission import EXTENTS_MAX
+from secondsite.ship.delivery import Outgoing, Run
+from secondsite.ship.protocol import PartKind
 from support.nbd_wire import MemoryDisk
 
 SIZE = 192 * MIB
@@ -122,3 +129,49 @@ def test_a_bitmap_that_is_not_offered_is_refused_at_once(folder: Path) -> None:
         pytest.raises(UnavailableError, match="does not offer"),
     ):
         ExportDisk(folder / "s", "vda", bitmap="missing")
+
+
+class _Counted(BufferPool):
+    """Counts what is with a reader, or with libnbd."""
+
+    def __init__(self) -> None:
+        super().__init__(PIECE)
+        self.most = self.out = 0
+
+    def take(self, share: Callable[[memoryview], Any]) -> Buffer:
+        self.out += 1
+        self.most = max(self.most, self.out)
+        return super().take(share)
+
+    def give(self, buffer: Buffer) -> None:
+        self.out -= 1
+        super().give(buffer)
+
+
+def test_a_transfer_that_breaks_gives_back_the_buffers_of_the_reads_under_way(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The producer stayed where it was until its snapshot had been closed: each cycle of a line that broke lost up to 8 MiB for good."""
+    buffers = _Counted()
+    monkeypatch.setattr(export, "_BUFFERS", buffers)
+
+    def deliver(part: Outgoing) -> None:
+        raise UnavailableError("the line broke")
+
+    with opened(folder, MemoryDisk(b"x" * (64 * MIB))) as disk:
+
+        def parts() -> Iterator[Outgoing]:
+            for number, _ in enumerate(disk.read([(0, disk.size)])):
+                yield Outgoing(Digest(f"{number:064x}"), PartKind.LOG, Path("/nowhere"), 1)
+
+        def cycle() -> None:
+            try:
+                Run(None, threading.Event()).through(parts(), 2, deliver)
+            finally:  # what is raised holds the producer by its traceback while the snapshot is closed
+                disk.finish()
+                disk.close()
+
+        with pytest.raises(UnavailableError, match="the line broke"):
+            cycle()
+    assert buffers.most > 1
+    assert buffers.out == 0

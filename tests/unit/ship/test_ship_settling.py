@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,38 @@ def test_a_worker_that_cannot_be_started_leaves_no_thread(monkeypatch: pytest.Mo
     with pytest.raises(RuntimeError, match="start new thread"):
         Run(None, threading.Event()).through(iter([part(1)]), 2, lambda _: None, lambda _: None)
     assert "ship-settle" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_transfer_that_ends_early_closes_the_producer_before_it_raises() -> None:
+    events: list[str] = []
+
+    def produced() -> Iterator[Outgoing]:
+        try:
+            for number in range(100):
+                yield part(number)
+        finally:
+            events.append("closed")
+
+    def deliver(part: Outgoing) -> None:
+        raise ConnectionError("lost")
+
+    try:
+        Run(None, threading.Event()).through(produced(), 2, deliver)
+    except ConnectionError:
+        events.append("raised")
+    assert events == ["closed", "raised"]
+
+
+def test_a_producer_that_cannot_be_closed_is_an_error_unless_there_was_one_before() -> None:
+    def produced() -> Iterator[Outgoing]:
+        try:
+            for number in range(100):
+                yield part(number)
+        finally:
+            raise OSError("no room")
+
+    def deliver(part: Outgoing) -> None:
+        raise ConnectionError("lost")
+
+    with pytest.raises(ConnectionError):
+        Run(None, threading.Event()).through(produced(), 2, deliver)
