@@ -8,16 +8,21 @@ not do: it does not choose the goal; `Journal.maintain` does.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-from secondsite.errors import CorruptError, InvalidInputError, PinnedError
+from secondsite.blocks import DigestTable
+from secondsite.errors import CorruptError, InvalidInputError, PinnedError, UnavailableError
+from secondsite.hrl.index import ExtentIndex
 from secondsite.journal import apply
+from secondsite.journal.base import Base
 from secondsite.journal.documents import BaseState
 from secondsite.journal.pins import Pin
 from secondsite.journal.points import Chain, StoredPoint
 from secondsite.journal.store import Store, naming, points_after
 from secondsite.model.ids import DiskKey, Sequence
+from secondsite.model.units import BLOCK
 
 
 def fold(store: Store, goal: Sequence, progress: apply.Progress = lambda _: None) -> None:
@@ -25,6 +30,7 @@ def fold(store: Store, goal: Sequence, progress: apply.Progress = lambda _: None
 
     Raises:
         PinnedError: somebody reads a point before it. Nothing has changed.
+        UnavailableError: a growth of a disk was begun and is to be finished first; the fold goes on with the next call.
         CorruptError: a file or a touched part of the base is damaged. Nothing has changed, unless the damage came
             about during the fold: then the base stays between two points, which no reader sees.
     """
@@ -58,10 +64,7 @@ def finish(store: Store, progress: apply.Progress = lambda _: None) -> None:
     goal = _goal(chain, state.folding_to)
     for disk in store.identity.disks:
         index, sources = store.merged_index(points_after(chain, state.sequence, goal.sequence), disk)
-        with ExitStack() as stack:
-            base = store.open_base(disk, writable=True)
-            stack.callback(base.close)
-            table = stack.enter_context(store.open_table(disk, writable=True))
+        with _opened(store, disk, writable=True) as (base, table):
             apply.apply(base, table, store.key, index, [file for file, _ in sources], store.logs, progress)
     store.write_base_state(BaseState(goal.sequence, goal.digest))
     store.points.remove(sequence for sequence in store.points.sequences() if sequence < goal.sequence)
@@ -95,17 +98,35 @@ def _check_sources(store: Store, points: list[StoredPoint]) -> None:
                 store.logs.check_contents(file)
             except CorruptError as error:
                 raise naming(error, point=point, disk=disk) from error
-        _check_rest(store, disk, apply.partial_blocks(index, store.size(disk)))
+        _check_rest(store, disk, index)
 
 
-def _check_rest(store: Store, disk: DiskKey, blocks: list[int]) -> None:
-    if not blocks:
+def _check_rest(store: Store, disk: DiskKey, index: ExtentIndex) -> None:
+    if not apply.partial_blocks(index, store.size(disk)):
         return
-    with ExitStack() as stack:
-        base = store.open_base(disk, writable=False)
-        stack.callback(base.close)
-        table = stack.enter_context(store.open_table(disk, writable=False))
+    with _opened(store, disk, writable=False) as (base, table):
         try:
-            apply.check_partial(base, table, store.key, blocks)
+            apply.check_partial(base, table, store.key, apply.partial_blocks(index, base.size))
         except CorruptError as error:
             raise naming(error, point=store.base_state().sequence, disk=disk) from error
+
+
+@contextmanager
+def _opened(store: Store, disk: DiskKey, *, writable: bool) -> Iterator[tuple[Base, DigestTable]]:
+    """Open a disk's base and table at one size. A seal may let a disk grow meanwhile, since it waits for no fold; but not while
+    one is open that ends within a block, whose digest is another when the disk is larger.
+    """
+    with ExitStack() as files, ExitStack() as lock:
+        lock.enter_context(store.growth)
+        if store.identity.disks[disk].grown_from is not None:
+            raise UnavailableError(
+                f"disk {disk} grows, and that did not come to its end",
+                hint="the next seal or maintenance finishes it",
+                disk=disk,
+            )
+        base = store.open_base(disk, writable=writable)
+        files.callback(base.close)
+        table = files.enter_context(store.open_table(disk, writable=writable))
+        if base.size % BLOCK == 0:
+            lock.close()
+        yield base, table

@@ -571,7 +571,9 @@ class Journal:
         seal.finish_first(self._store)
 
     def _tidy(self, progress: Callable[[int], None]) -> None:
-        """Finish a fold or thinning that was cut."""
+        """Finish a growth of a disk, a fold or a thinning that was cut."""
+        with suppress(NoSpaceError), self._changing():  # what is collected then may make the room
+            resize.finish(self._store)
         folding.finish(self._store, progress)
         self._unfinished = None
         self._store.points.remove(reversed(self._store.chain()[1].leftovers))

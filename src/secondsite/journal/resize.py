@@ -2,7 +2,8 @@
 
 What it promises: a crash leaves a journal that says from which size it was growing, so that the next writer finishes it
 before it writes; until then no point is of the new size, and readers need nothing behind the old end. What appears reads as zeros. Nothing
-is given up: a disk never shrinks here.
+is given up: a disk never shrinks here. A fold that is writing a block at an old end is never waited for (it may take minutes): the
+growth is refused, and asked for again.
 
 Order: journal.json names the new size and the old one; base and table are extended, durably; journal.json forgets the old.
 A block that the old end cut through had a digest of what was before the end; it gets one of the whole block.
@@ -11,13 +12,14 @@ A block that the old end cut through had a digest of what was before the end; it
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 from secondsite import durable
 from secondsite.blocks import UNKNOWN, DigestTable, block_digests
 from secondsite.blocks.table import DISK_SIZE_MAX
-from secondsite.errors import CorruptError, UnsupportedError
+from secondsite.errors import CorruptError, UnavailableError, UnsupportedError
 from secondsite.journal import apply, documents
 from secondsite.journal.base import BaseSpec
 from secondsite.journal.documents import Identity
@@ -32,11 +34,41 @@ def grow(store: Store, sizes: Mapping[DiskKey, int]) -> None:
     Raises:
         UnsupportedError: a base is a block device, which cannot grow.
         UnsupportedError: no file here can be so large.
+        UnavailableError: a fold is in the way. Nothing was changed.
         CorruptError: the block at the old end is not what its digest says. Nothing was changed.
     """
     grown = {disk: size for disk, size in sizes.items() if size > store.size(disk)}
     if not grown:
         return
+    with _growing(store):
+        _grow(store, grown)
+
+
+def finish(store: Store) -> None:
+    """Do what is left of a growth that was cut. Nothing happens if none was.
+
+    Raises:
+        UnavailableError: a fold is in the way.
+    """
+    if any(spec.grown_from is not None for spec in store.identity.disks.values()):
+        with _growing(store):
+            _finish(store)
+
+
+@contextmanager
+def _growing(store: Store) -> Iterator[None]:
+    if not store.growth.acquire(blocking=False):
+        raise UnavailableError(
+            "a fold is writing a disk that ends within a block, so no disk can grow now",
+            hint="the source tries again",
+        )
+    try:
+        yield
+    finally:
+        store.growth.release()
+
+
+def _grow(store: Store, grown: Mapping[DiskKey, int]) -> None:
     for disk, size in grown.items():
         spec = store.identity.disks[disk]
         if spec.kind == "image" and spec.path.is_block_device():
@@ -52,14 +84,11 @@ def grow(store: Store, sizes: Mapping[DiskKey, int]) -> None:
         for disk, spec in store.identity.disks.items()
     }
     _write(store, disks)
-    finish(store)
+    _finish(store)
 
 
-def finish(store: Store) -> None:
-    """Do what is left of a growth that was cut. Nothing happens if none was."""
+def _finish(store: Store) -> None:
     growing = {disk: spec for disk, spec in store.identity.disks.items() if spec.grown_from is not None}
-    if not growing:
-        return
     initial = store.base_state().sequence is None
     for disk, spec in growing.items():
         assert spec.grown_from is not None
@@ -120,6 +149,12 @@ def _check_tail(store: Store, disk: DiskKey) -> None:
         with store.open_table(disk, writable=False) as table:
             cell = int(table.get(size // BLOCK, 1)[0])
             if cell not in {UNKNOWN, int(block_digests(apply.read(base, size // BLOCK, 1), store.key)[0])}:
+                if store.base_state().folding_to is not None:
+                    raise UnavailableError(
+                        f"disk {disk} cannot grow now: the digest at its end is one that a fold has still to write",
+                        hint="the next maintenance finishes the fold; the source tries again",
+                        disk=disk,
+                    )
                 raise CorruptError(
                     f"disk {disk}: the base differs from its digest table at its end",
                     hint="verify the journal; it does not grow while its base is damaged",

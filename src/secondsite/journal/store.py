@@ -1,7 +1,11 @@
-"""What all operations on a journal share: its paths, its documents, its points and its files. No locks, no decisions."""
+"""What all operations on a journal share: its paths, its documents, its points and its files, and the lock under which disks grow.
+
+No decisions. `growth` is the innermost lock but for the table's own: who holds it asks for no other of the journal's.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,6 +36,7 @@ class Store:
         self.parts = LogStore(folder / "parts", self.incoming, sizes, passing=True)
         self.pins = PinStore(folder / "pins")
         self.applied = AppliedParts()
+        self.growth = threading.Lock()
 
     def take_identity(self, identity: Identity) -> None:
         """The disks have grown: go on with their new sizes."""
