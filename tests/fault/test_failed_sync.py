@@ -5,6 +5,8 @@ What is done again after such an error must be written again, or a later power c
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,3 +74,69 @@ def test_cells_that_are_put_again_after_a_failed_sync_survive_a_power_cut(
     with DigestTable.open(path, KEY) as table:
         assert table.get(0, 600).tolist() == expected.tolist()
     disk.close()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["the same table", "opened again"])
+def test_cells_whose_second_writing_failed_too_are_written_before_the_next_sync(
+    disks: Disks, tmp_path: Path, again: bool
+) -> None:
+    """Two errors in a row, and the third sync said yes to what had never been written."""
+    root = tmp_path / "d"
+    root.mkdir()
+    path = root / "vda.tbl"
+    with DigestTable.create(path, SIZE, KEY) as table:
+        table.put(0, OLD)
+        table.sync()
+    disk = SimDisk(root, Random(0))
+    with disks.on(disk):
+        table = DigestTable.open(path, KEY, writable=True)
+        table.put(0, NEW)
+        disk.begin(DiskPlan(error_at=0))
+        failing = mock.patch.object(durable, "write_again", side_effect=OSError(errno.EIO, "again"))
+        with failing, pytest.raises(OSError, match="Errno 5"):
+            table.sync()
+        disk.begin(DiskPlan())
+        if again:
+            table.close()
+            table = DigestTable.open(path, KEY, writable=True)
+        with table:
+            table.put(0, NEW)
+            table.sync()
+    disk.cut_power()
+    with DigestTable.open(path, KEY) as table:
+        assert table.get(0, 600).tolist() == NEW.tolist()
+    disk.close()
+
+
+def test_a_table_whose_growth_met_an_error_has_its_new_size_after_a_power_cut(
+    disks: Disks, tmp_path: Path
+) -> None:
+    """Its header was in the page cache already, so the repetition found nothing to do; the cut brought the old size back."""
+    for step in itertools.count():
+        root = tmp_path / str(step)
+        root.mkdir()
+        path = root / "vda.tbl"
+        with DigestTable.create(path, SIZE, KEY) as table:
+            table.put(0, OLD)
+            table.sync()
+        disk = SimDisk(root, Random(0))
+        failed = False
+        with disks.on(disk):
+            with DigestTable.open(path, KEY, writable=True) as table:
+                disk.begin(DiskPlan(error_at=step))
+                try:
+                    table.resize(2 * SIZE)
+                except OSError:
+                    failed = True
+                disk.begin(DiskPlan())
+            with DigestTable.open(path, KEY, writable=True) as table:  # the retry
+                table.resize(2 * SIZE)
+                table.sync()
+        disk.cut_power()
+        with DigestTable.open(path, KEY) as table:
+            assert table.disk_size == 2 * SIZE, step
+            assert table.get(0, 1200).tolist() == [*OLD.tolist(), *[0] * 600], step
+        disk.close()
+        if not failed:
+            break
+    assert step > 4

@@ -34,6 +34,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from secondsite import durable
+from secondsite.blocks import syncing
 from secondsite.blocks.digests import KEY_LENGTH, UNKNOWN, ZERO_DIGEST
 from secondsite.errors import ConflictError, CorruptError, InvalidInputError, UnsupportedError
 from secondsite.model.units import BLOCK
@@ -231,11 +232,7 @@ class DigestTable:
         """Make all changes durable. After an error, the same changes may be made again: nothing is taken for written."""
         if self.writable:
             with durable.naming_full_disk(self.path):
-                try:
-                    durable.fsync_file(self._fd)
-                except OSError:
-                    durable.write_again(self._fd, _length(self.disk_size))  # a retry puts only what differs
-                    raise
+                self._sync()
 
     def resize(self, disk_size: int) -> None:
         """Follow the disk: blocks that appear are zeros; a last block that was or becomes short is unknown."""
@@ -254,18 +251,21 @@ class DigestTable:
             if disk_size > self.disk_size:
                 os.ftruncate(self._fd, _length(self.disk_size))
                 os.ftruncate(self._fd, _length(disk_size))
-                durable.fsync_file(self._fd)
+                self._sync()
             os.pwrite(self._fd, _pack_header(disk_size, self._key_id), 0)
-            durable.fsync_file(self._fd)
+            self._sync()
             self.disk_size = disk_size
             os.ftruncate(self._fd, _length(disk_size))
-            durable.fsync_file(self._fd)
+            self._sync()
 
     def copy_to(self, path: Path) -> None:
         """Copy the table to a new file, sparse and durable; the caller syncs the folder."""
         durable.copy_sparse(self.path, path)
 
     # -- inside ----------------------------------------------------------------------------------------
+
+    def _sync(self) -> None:
+        syncing.sync(self._fd, _length(self.disk_size), self._changing)
 
     def _put_sorted(self, indices: NDArray[np.int64], digests: NDArray[np.uint64]) -> None:
         # Read and written in runs of touched pages. Only what differs is written: a page of zeros that is put into a hole must not

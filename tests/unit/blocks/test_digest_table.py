@@ -1,12 +1,14 @@
 import errno
 import os
 import struct
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from blake3 import blake3
 
+from secondsite import durable
 from secondsite.blocks import UNKNOWN, DigestTable
 from secondsite.errors import ConflictError, CorruptError, InvalidInputError, NoSpaceError, UnsupportedError
 
@@ -298,3 +300,31 @@ def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(table, monkeypat
 def test_closing_twice_is_fine(table):
     table.close()
     table.close()
+
+
+def test_a_cell_that_is_set_while_a_table_is_written_again_stays(table, monkeypatch):
+    """After a sync that failed the table is read and written piece by piece: what was set in between was undone."""
+    table.put(5, cells(1))
+    pread = os.pread
+    threads = []
+
+    def fail(_):
+        raise OSError(errno.EIO, "the disk is gone")
+
+    def read(fd, length, offset):
+        data = pread(fd, length, offset)
+        if not threads:
+            waits = table._changing.locked()
+            threads.append(threading.Thread(target=table.put, args=(5, cells(2))))
+            threads[0].start()
+            if not waits:
+                threads[0].join(20)
+        return data
+
+    with monkeypatch.context() as patched:
+        patched.setattr(durable, "fsync_file", fail)
+        patched.setattr(os, "pread", read)
+        with pytest.raises(OSError, match="gone"):
+            table.sync()
+    threads[0].join(20)
+    assert table.get(5, 1).tolist() == [2]
