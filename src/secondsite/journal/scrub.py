@@ -25,7 +25,7 @@ from secondsite.journal.base import OpenBase, open_raw_base
 from secondsite.journal.documents import BaseState
 from secondsite.journal.logs import FileKind, StoredFile, files_of, parse_log
 from secondsite.journal.points import Chain
-from secondsite.journal.store import Store, points_after
+from secondsite.journal.store import Doubtful, Store, points_after
 from secondsite.journal.view import BaseProof
 from secondsite.model.ids import Digest, DiskKey, Sequence
 from secondsite.model.manifest import FileRef
@@ -231,7 +231,7 @@ def _check_base(
         except SecondSiteError as error:
             yield Finding(state.sequence, disk, None, error.message)
             return
-        proof = BaseProof(base, table, store.key, frozenset())
+        proof = BaseProof(base, table, store.key, skip)
         wrong: tuple[int, int, str] | None = None
         checked = 0  # two extents may share a block
         for start, length in proof.data_extents(0, min(base.size, table.disk_size)):
@@ -261,15 +261,15 @@ def _check_base(
             yield _base_finding(state, disk, wrong)
 
 
-def _in_flux(store: Store, disk: DiskKey, state: BaseState, chain: Chain) -> set[int]:
+def _in_flux(store: Store, disk: DiskKey, state: BaseState, chain: Chain) -> Doubtful:
     """Return the blocks that an unfinished fold writes (the logs that shadow them are proven by themselves), and the one
     at the old end of a disk that grows.
     """
-    growing = set(store.block_in_growth(disk))
     if state.folding_to is None or state.sequence is None:
-        return growing
+        return store.doubtful(disk)
     index, _ = store.merged_index(points_after(chain, state.sequence, state.folding_to), disk)
-    return growing | {block for first, last in touched_blocks(index).tolist() for block in range(first, last)}
+    touched = touched_blocks(index).tolist()
+    return store.doubtful(disk, (block for first, last in touched for block in range(first, last)))
 
 
 def _describe(found: int, cell: int) -> str:

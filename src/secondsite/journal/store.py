@@ -6,7 +6,8 @@ No decisions. `growth` is the innermost lock but for the table's own: who holds 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from secondsite.blocks import DigestTable
@@ -109,10 +110,11 @@ class Store:
     def table_path(self, disk: DiskKey) -> Path:
         return self.bases / f"{disk}.tbl"
 
-    def block_in_growth(self, disk: DiskKey) -> frozenset[int]:
-        """Return the block that the old end of a growing disk cuts through: its digest is of the old or the new size, or unknown."""
-        old = self._spec(disk).grown_from
-        return frozenset() if old is None or old % BLOCK == 0 else frozenset({old // BLOCK})
+    def doubtful(self, disk: DiskKey, blocks: Iterable[int] = ()) -> Doubtful:
+        """Return the blocks, those of `blocks` included, at which a base that is opened after this may differ from its table."""
+        spec = self._spec(disk)
+        ends = (spec.size,) if spec.grown_from is None else (spec.grown_from, spec.size)
+        return Doubtful(frozenset(blocks), ends, lambda: self._size_now(disk))
 
     def merged_index(
         self, points: Iterable[StoredPoint], disk: DiskKey
@@ -133,6 +135,11 @@ class Store:
                 sources.append((file, point.sequence))
         return ExtentIndex.merge(layers), sources
 
+    def _size_now(self, disk: DiskKey) -> int:
+        """Return the size that journal.json names, which another process may have written; 0 if that is another journal's."""
+        spec = documents.load_identity(self.folder / "journal.json").disks.get(disk)
+        return 0 if spec is None else spec.size
+
     def _spec(self, disk: DiskKey) -> BaseSpec:
         try:
             return self.identity.disks[disk]
@@ -142,6 +149,25 @@ class Store:
                 hint="its disks are " + ", ".join(sorted(self.identity.disks)),
                 disk=disk,
             ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Doubtful:
+    """Blocks whose digest is no proof of damage, to be asked when a block was found to differ from its cell.
+
+    `blocks`: a fold writes them. `ends`: sizes that the disk had; when it grows, the block that its old end cuts through gets another
+    digest, after journal.json (`size_now`) has the new size.
+    """
+
+    blocks: frozenset[int]
+    ends: tuple[int, ...]
+    size_now: Callable[[], int]
+
+    def __contains__(self, block: int) -> bool:
+        """Raises as reading journal.json does."""
+        return block in self.blocks or any(
+            end % BLOCK and block == end // BLOCK and end != self.size_now() for end in self.ends
+        )
 
 
 def naming(error: CorruptError, **attributes: object) -> CorruptError:

@@ -24,7 +24,7 @@ from secondsite.journal.logs import OpenFiles, files_of
 from secondsite.journal.pins import HeldPin
 from secondsite.journal.points import StoredPoint
 from secondsite.journal.prepared import Prepared
-from secondsite.journal.store import Store, naming, points_after
+from secondsite.journal.store import Doubtful, Store, naming, points_after
 from secondsite.model.ids import DiskKey, Sequence
 from secondsite.model.manifest import Manifest
 from secondsite.model.units import BLOCK
@@ -151,8 +151,8 @@ class DiskView:
 class BaseProof:
     """Reads a base and compares each block with the digest table."""
 
-    def __init__(self, base: Base, table: DigestTable, key: bytes, doubtful: frozenset[int]) -> None:
-        """`doubtful`: blocks that a fold which is under way covers in part, so that the cell may be ahead or behind."""
+    def __init__(self, base: Base, table: DigestTable, key: bytes, doubtful: Doubtful) -> None:
+        """`doubtful`: blocks that a fold or a growth which is under way covers in part, so that the cell may be ahead or behind."""
         self._base = base
         self._size = min(base.size, table.disk_size)  # the table of a growing disk may be the old one
         self._doubtful = doubtful
@@ -200,8 +200,8 @@ class BaseProof:
             offset = (first + int(wrong[0])) * BLOCK
             if first + int(wrong[0]) in self._doubtful:
                 raise UnavailableError(
-                    f"a fold or a growth is under way, so the base at {offset} cannot be compared now",
-                    hint="try again when it has ended; if nothing runs, open the journal for writing once",
+                    f"a fold or a growth is under way, or was, so the base at {offset} cannot be compared now",
+                    hint="open the point again when it has ended; if nothing runs, open the journal for writing once",
                     offset=offset,
                 )
             raise CorruptError(
@@ -304,12 +304,11 @@ def find(offered: list[StoredPoint], sequence: Sequence | None, damage: CorruptE
     )
 
 
-def doubtful_blocks(store: Store, key: DiskKey, folding: list[StoredPoint]) -> frozenset[int]:
+def doubtful_blocks(store: Store, key: DiskKey, folding: list[StoredPoint]) -> Doubtful:
     """Return the blocks that a fold of these points covers in part, and the one that a growth cuts through."""
-    growing = store.block_in_growth(key)
     if not folding:
-        return growing
-    return growing.union(partial_blocks(store.merged_index(folding, key)[0], store.size(key)))
+        return store.doubtful(key)
+    return store.doubtful(key, partial_blocks(store.merged_index(folding, key)[0], store.size(key)))
 
 
 def _check_files(
@@ -349,7 +348,7 @@ def _open_disk(
     index: ExtentIndex,
     paths: list[Path],
     files: OpenFiles,
-    doubtful: frozenset[int] | None,
+    doubtful: Doubtful | None,
 ) -> DiskView:
     base = store.open_base(key, writable=False)
     proof = None

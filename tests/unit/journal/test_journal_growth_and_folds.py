@@ -1,4 +1,6 @@
-"""A disk that grows while its journal is folded: neither takes the other's last block for damaged, and neither waits long."""
+"""A disk that grows while its journal is folded, or compared with its digests: nobody takes the other's last block for damaged, and
+nobody waits long.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +8,18 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from secondsite.blocks import DigestTable
 from secondsite.errors import NoSpaceError, UnavailableError
-from secondsite.journal import Journal, apply
+from secondsite.journal import Journal, apply, scrub
 from secondsite.journal.base import Base
-from secondsite.model.ids import DiskKey
+from secondsite.journal.view import BaseProof
+from secondsite.model.ids import DiskKey, Sequence
 from secondsite.model.policy import Policy
+from secondsite.model.units import BLOCK
 from support.journals import START, VDA, VDB, Model, filled
 
 LATER = START + timedelta(days=30)
@@ -223,6 +228,45 @@ def test_a_growth_after_a_fold_that_was_cut_finds_no_damage(
     journal.maintain(KEEP_3, LATER)
     seal()
     check_and_fold_on(model, journal)
+
+
+@pytest.mark.parametrize("process", ["ours", "another"])
+def test_a_view_that_was_opened_before_a_growth_says_that_the_old_end_cannot_be_compared(
+    tmp_path: Path, process: str
+) -> None:
+    """It said that the base was damaged there."""
+    model, journal = filled(tmp_path / "j", points=1)
+    expected, old = bytes(model.disks[VDB]), model.sizes[VDB]
+    end = old // BLOCK * BLOCK
+    reader = journal if process == "ours" else Journal.open(tmp_path / "j", writable=False)
+    with reader.view(purpose="test", verify=True) as view:
+        growing_point(model, journal, VDB)()
+        assert view.disks[VDB].read(0, end) == expected[:end]
+        with pytest.raises(UnavailableError, match="growth"):
+            view.disks[VDB].read(end, old - end)
+    with journal.view(Sequence(1), purpose="test", verify=True) as view:
+        assert view.disks[VDB].read(0, old) == expected
+
+
+@pytest.mark.parametrize("process", ["ours", "another"])
+def test_a_scrub_finds_no_damage_where_a_disk_grows_meanwhile(
+    tmp_path: Path, process: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, journal = filled(tmp_path / "j", points=1)
+    reader = journal if process == "ours" else Journal.open(tmp_path / "j", writable=False)
+    old = model.sizes[VDB]
+    seal = growing_point(model, journal, VDB)
+    grown: list[int] = []
+
+    def opened(base: Base, *rest: Any) -> BaseProof:
+        if base.size == old:
+            grown.append(old)
+            seal()
+        return BaseProof(base, *rest)
+
+    monkeypatch.setattr(scrub, "BaseProof", opened)
+    assert list(reader.verify()) == []
+    assert grown
 
 
 def _full(*_: object) -> None:
