@@ -50,19 +50,30 @@ def growing_point(model: Model, journal: Journal, disk: DiskKey) -> Callable[[],
     return seal
 
 
-def during_fold_of(monkeypatch: pytest.MonkeyPatch, size: int, do: Callable[[], None]) -> list[int]:
-    """Have `do` called once, when the fold has written a disk of that size but not yet its digests."""
-    flush = apply._Cells.flush
+def during_fold_of(
+    monkeypatch: pytest.MonkeyPatch, size: int, do: Callable[[], None], *, written: bool = True
+) -> list[int]:
+    """Have `do` called once, when the fold has opened a disk of that size; and has written it, but not yet its digests."""
+    flush, apply_ = apply._Cells.flush, apply.apply
     done: list[int] = []
 
-    def flushed(cells: apply._Cells) -> None:
-        base: Base = cells._base
+    def once(base: Base) -> None:
         if not done and base.size == size:
-            done.append(base.size)
+            done.append(size)
             do()
+
+    def flushed(cells: apply._Cells) -> None:
+        once(cells._base)
         flush(cells)
 
-    monkeypatch.setattr(apply._Cells, "flush", flushed)
+    def applied(base: Base, *rest: Any) -> None:
+        once(base)
+        apply_(base, *rest)
+
+    if written:
+        monkeypatch.setattr(apply._Cells, "flush", flushed)
+    else:
+        monkeypatch.setattr(apply, "apply", applied)
     return done
 
 
@@ -78,8 +89,9 @@ def check_and_fold_on(model: Model, journal: Journal) -> None:
     model.check(journal, verify=True)
 
 
+@pytest.mark.parametrize("written", [False, True], ids=["opened", "written"])
 def test_a_disk_that_ends_within_a_block_grows_when_the_fold_that_writes_it_has_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: bool
 ) -> None:
     """It grew, and then the fold gave the whole block the digest of the short one: damage where there was none, and no fold any more."""
     model, journal = about_to_fold(tmp_path / "j")
@@ -92,33 +104,35 @@ def test_a_disk_that_ends_within_a_block_grows_when_the_fold_that_writes_it_has_
         assert journal.disks[VDB] == old
         journal.status()  # nobody else is held up
 
-    done = during_fold_of(monkeypatch, old, refused)
+    done = during_fold_of(monkeypatch, old, refused, written=written)
     assert journal.maintain(KEEP_3, LATER).folded_to is not None
     assert done
     seal()
     check_and_fold_on(model, journal)
 
 
+@pytest.mark.parametrize("written", [False, True], ids=["opened", "written"])
 def test_a_disk_of_whole_blocks_grows_while_a_fold_writes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: bool
 ) -> None:
     model, journal = about_to_fold(tmp_path / "j")
-    done = during_fold_of(monkeypatch, model.sizes[VDA], growing_point(model, journal, VDA))
+    done = during_fold_of(monkeypatch, model.sizes[VDA], growing_point(model, journal, VDA), written=written)
     assert journal.maintain(KEEP_3, LATER).folded_to is not None
     assert done
     assert journal.disks[VDA] == GROWN
     check_and_fold_on(model, journal)
 
 
+@pytest.mark.parametrize("written", [False, True], ids=["opened", "written"])
 def test_a_point_that_does_not_grow_is_sealed_while_a_fold_writes_a_disk_that_ends_within_a_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: bool
 ) -> None:
     model, journal = about_to_fold(tmp_path / "j")
 
     def seal() -> None:
         model.seal(journal, {VDB: [(0, b"s" * 4096)]})
 
-    done = during_fold_of(monkeypatch, model.sizes[VDB], seal)
+    done = during_fold_of(monkeypatch, model.sizes[VDB], seal, written=written)
     assert journal.maintain(KEEP_3, LATER).folded_to is not None
     assert done
     check_and_fold_on(model, journal)
