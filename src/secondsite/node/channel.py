@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import structlog
 
-from secondsite.errors import InvalidInputError, SecondSiteError
+from secondsite.errors import InvalidInputError, Retry, SecondSiteError
 from secondsite.model.ids import CommandId
 from secondsite.node.executor import Command
 from secondsite.node.removals import Removals
@@ -31,6 +31,10 @@ REPORT_ITEMS_PER_S: Final = 10
 """A node with so many items or fewer reports each second, one with more in proportion less often, but every five seconds."""
 
 log = structlog.get_logger(__name__)
+
+
+class NotMadeError(Exception):
+    """A report could not be made, whatever the reason: this is no failure of the way to the service."""
 
 
 class Channel:
@@ -175,24 +179,33 @@ class Channel:
                 return
 
     def _report_first(self) -> None:
-        """Send a report; one that the service takes badly (an error in it, not of the way) holds up no result."""
+        """Send a report. Only the way to the service holds up a result, never a fault of the report or of what it is made of."""
         try:
             self._send_report(with_inventory=False)
         except SecondSiteError as error:
-            if error.code != "internal":
+            if error.code != "internal" and error.retry != Retry.NEVER:
                 raise
             log.warning("a result goes without its report", error=error.to_dict())
+        except Exception:
+            log.exception("a result goes without its report")
 
     def _send_report(self, *, with_inventory: bool) -> None:
         # One at a time: reports tell differences, so their order matters.
         with self._report_lock:
             try:
-                body = self._report(with_inventory)
+                body = self._make_report(with_inventory)
                 self._client.post("/node/v1/report", body, timeout_s=15)
                 self._every_s = report_every_s(len(body.get("items", ())))
-            except SecondSiteError:
+            except BaseException:
+                # One that could not be made has not arrived either: the next must not take it for told.
                 self._report_lost()
                 raise
+
+    def _make_report(self, with_inventory: bool) -> Mapping[str, Any]:
+        try:
+            return self._report(with_inventory)
+        except Exception as error:
+            raise NotMadeError("a report could not be made") from error
 
     def _report_loop(self) -> None:
         failures = 0

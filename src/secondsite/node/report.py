@@ -131,8 +131,8 @@ class Reporter:
         """
         try:
             points = self._journals.get(record.item).points() if self._journals.exists(record.item) else []
-        except SecondSiteError as error:
-            log.warning("points unreadable", item=record.item, error=error.to_dict())
+        except (SecondSiteError, OSError) as error:
+            log.warning("points unreadable", item=record.item, error=str(error))
             return None
         now = {point.digest: point.sequence for point in points}
         moment = self._clock()

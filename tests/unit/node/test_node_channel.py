@@ -14,6 +14,7 @@ from secondsite.model.ids import CommandId
 from secondsite.node import channel as channels
 from secondsite.node.channel import Channel
 from secondsite.node.executor import Command
+from support.reported_points import Site
 
 COMMAND = {"id": "a", "kind": "act", "item": None, "epoch": 0, "args": {}}
 
@@ -113,6 +114,44 @@ def test_a_report_that_breaks_does_not_keep_a_result_back_for_good(
     assert service.next("/node/v1/result")["command"] == "a"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [ZeroDivisionError("a bug"), OSError(5, "Input/output error"), UnavailableError("a lock")],
+    ids=repr,
+)
+def test_a_report_that_can_never_be_made_keeps_no_result_back(
+    service: Service, start: Callable[..., Channel], error: Exception
+) -> None:
+    def report(inventory: bool) -> Mapping[str, Any]:
+        raise error
+
+    channel = start(report=report)
+    for command in ("a", "b"):
+        channel.result(CommandId(command), {"result": {}})
+    assert [service.next("/node/v1/result")["command"] for _ in range(2)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("code", ["too_large", "invalid_input"])
+def test_a_report_that_the_service_never_takes_keeps_no_result_back(
+    service: Service, start: Callable[..., Channel], code: str
+) -> None:
+    service.answers["/node/v1/report"] = [
+        RemoteError({"code": code, "message": "no", "retry": "never"})
+    ] * 1000
+    start().result(CommandId("a"), {"result": {}})
+    assert service.next("/node/v1/result")["command"] == "a"
+
+
+def test_a_result_waits_for_its_report_while_the_service_does_not_answer(
+    service: Service, start: Callable[..., Channel]
+) -> None:
+    service.answers["/node/v1/report"] = [UnavailableError("away")] * 3
+    start().result(CommandId("a"), {"result": {}})
+    for _ in range(4):  # the fourth arrives
+        assert service.calls.get(timeout=10)[0] in {"/node/v1/report", "/node/v1/poll"}
+    assert service.next("/node/v1/result")["command"] == "a"
+
+
 def test_a_service_that_fails_at_every_report_gets_results_all_the_same(
     service: Service, start: Callable[..., Channel]
 ) -> None:
@@ -138,3 +177,24 @@ def test_a_lost_report_is_made_whole_again(service: Service, start: Callable[...
     service.answers["/node/v1/report"] = [UnavailableError("away")]
     start(lost=lost.set)
     assert lost.wait(10)
+
+
+def test_what_a_report_that_could_not_be_made_would_have_told_is_in_the_next(
+    service: Service, start: Callable[..., Channel]
+) -> None:
+    site = Site({"web": {1: "a"}, "mail": {1: "x"}})
+    site.told()
+    site.told()
+    site.lists["web"] = {2: "b"}
+    site.events.tell(None, "code", "message")
+    failures = iter([ZeroDivisionError("a bug"), None])
+
+    def report(inventory: bool) -> Mapping[str, Any]:
+        site.broken = {} if (error := next(failures, None)) is None else {"mail": error}
+        return site.reporter.make(with_inventory=False)
+
+    start(report=report, lost=site.reporter.forget_sent)
+    body = service.next("/node/v1/report")
+    entry = body["points"]["web"]
+    assert ([point["sequence"] for point in entry["points"]], entry["gone"]) == ([2], [1])
+    assert [event["code"] for event in body["events"]] == ["code"]

@@ -2,78 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
-from typing import Any
+from datetime import timedelta
 
 import pytest
 
 from secondsite.node import report as reporting
 from secondsite.node.channel import report_every_s
 from secondsite.node.records import Role
-from secondsite.node.report import Reporter
-
-NOW = datetime(2026, 11, 23, tzinfo=UTC)
-
-
-@dataclass
-class Site:
-    """Items as targets with lists of points (sequence to digest), and their reporter."""
-
-    lists: dict[str, dict[int, str]]
-    now: datetime = NOW
-    role: Role = Role.TARGET
-    reporter: Reporter = field(init=False)
-
-    def __post_init__(self) -> None:
-        fixed: Any = SimpleNamespace(
-            all=lambda: [_record(item, self.role) for item in self.lists],
-            exists=lambda _item: True,
-            get=lambda item: SimpleNamespace(points=lambda: _points(self.lists[item])),
-        )
-        self.reporter = Reporter(fixed, fixed, fixed, fixed, lambda: self.now)
-
-    def told(self) -> dict[str, tuple[list[int], list[int], bool]]:
-        """Make a report; return per item the sequences told, those told as gone, and whether it is the whole list."""
-        found = self.reporter.make(with_inventory=False)["points"]
-        return {
-            item: ([point["sequence"] for point in entry["points"]], entry.get("gone", []), entry["complete"])
-            for item, entry in found.items()
-        }
-
-
-def _record(item: str, role: Role) -> Any:
-    return SimpleNamespace(
-        item=item,
-        epoch=1,
-        role=role,
-        failover=None,
-        counters={},
-        test=None,
-        acked=None,
-        held=None,
-        paused=False,
-    )
-
-
-def _points(held: dict[int, str]) -> Iterable[Any]:
-    word = SimpleNamespace(value="x")
-    return [
-        SimpleNamespace(
-            sequence=sequence,
-            digest=digest,
-            epoch=1,
-            time=NOW,
-            consistency=word,
-            kind=word,
-            changed=0,
-            stored=0,
-            group=None,
-        )
-        for sequence, digest in held.items()
-    ]
+from support.reported_points import Site
 
 
 def test_a_list_is_told_whole_once_and_then_what_changed() -> None:
@@ -154,3 +90,12 @@ def test_the_points_of_another_journal_of_the_same_item_are_told_from_the_beginn
 
 def test_a_node_with_many_items_reports_less_often_but_every_five_seconds() -> None:
     assert [report_every_s(count) for count in (0, 1, 10, 20, 100, 1000)] == [1.0, 1.0, 1.0, 2.0, 5.0, 5.0]
+
+
+def test_of_an_item_whose_journal_cannot_be_read_nothing_is_told_and_all_of_the_others() -> None:
+    site = Site({"web": {1: "a"}, "mail": {2: "b"}, "db": {3: "c"}})
+    site.broken["web"] = OSError(30, "Read-only file system")
+    site.broken["db"] = OSError(116, "Stale file handle")
+    assert site.told() == {"mail": ([2], [], True)}
+    del site.broken["web"]
+    assert site.told() == {"web": ([1], [], True)}
