@@ -43,9 +43,23 @@ class Site:
         """Make a report; return per item the sequences told, those told as gone, and whether it is the whole list."""
         found = self.reporter.make(with_inventory=False)["points"]
         return {
-            item: ([point["sequence"] for point in entry["points"]], entry.get("gone", []), entry["complete"])
+            item: (sequences(entry), entry.get("gone", []), entry["complete"])
             for item, entry in found.items()
         }
+
+    def entry(self, item: str) -> dict[str, Any]:
+        """Make a report; return what it tells of an item's points."""
+        found: dict[str, Any] = self.reporter.make(with_inventory=False)["points"][item]
+        return found
+
+    def restart(self) -> None:
+        """Begin with a reporter that remembers nothing."""
+        self.__post_init__()
+
+
+def sequences(entry: dict[str, Any]) -> list[int]:
+    """Return the sequences of the points that an entry tells."""
+    return [point["sequence"] for point in entry["points"]]
 
 
 def _record(item: str, role: Role) -> Any:

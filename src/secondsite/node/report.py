@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
-from typing import Any, Final
+from datetime import datetime
+from typing import Any
 
 import structlog
 
@@ -13,9 +12,10 @@ from secondsite.errors import Retry, SecondSiteError
 from secondsite.fabric.inventory import Inventory
 from secondsite.fabric.port import Fabric
 from secondsite.journal import PointInfo
-from secondsite.model.ids import Digest, ItemId, Sequence
-from secondsite.model.manifest import format_time, parse_time
+from secondsite.model.ids import ItemId
+from secondsite.model.manifest import parse_time
 from secondsite.node.events import NodeEvents
+from secondsite.node.point_lists import PointLists
 from secondsite.node.records import ItemRecord, ItemStore, Role
 from secondsite.node.source.hops import hops
 from secondsite.node.source.replicator import Replicators
@@ -23,22 +23,11 @@ from secondsite.node.source.unprotected import Unprotected
 from secondsite.node.target.journals import Journals
 from secondsite.node.target.space import Space
 
-WHOLE_EVERY: Final = timedelta(hours=12)
-"""Rarely: a list of 2,880 points keeps the service busy for 0.1 s. So that a service whose database is an older copy than it was knows all points again."""
-WHOLE_AGAIN: Final = timedelta(minutes=1)
-"""After the first whole list: the service takes points only from the node that it knows to keep the journal, and learns that of a reversal a moment later."""
-WHOLE_POINTS: Final = 3000
-"""Whole lists in a report are begun until they have so many points."""
-
 log = structlog.get_logger(__name__)
 
 
 class Reporter:
-    """Makes reports. Of an item's points they tell what is new and the numbers of what went since the last report that arrived.
-
-    The whole list is sent when it was never sent, a minute later, and every twelve hours, and of few items at a time: a node of 100 items holds some
-    300,000 points. Until then an item whose list was never sent has its turn to come.
-    """
+    """Makes reports. What they tell of an item's points, so that the service knows them all and a report stays small: `point_lists`."""
 
     def __init__(
         self,
@@ -56,10 +45,7 @@ class Reporter:
         self._clock = clock
         self._events = events or NodeEvents()
         self._unprotected = Unprotected(items, self._events)
-        self._lock = threading.Lock()
-        self._sent: dict[ItemId, dict[Digest, Sequence]] = {}  # what the service knows
-        self._told: dict[ItemId, dict[Digest, Sequence]] = {}  # what it knows if the report under way arrives
-        self._whole_at: dict[ItemId, datetime] = {}
+        self._lists = PointLists()
         self.space: Space | None = None
         """Who measures the journals, if this node keeps any."""
 
@@ -67,19 +53,16 @@ class Reporter:
         """Return the report's body."""
         inventory = self._look() if with_inventory else None
         body: dict[str, Any] = {"items": [], "points": {}, "events": self._events.take()}
-        with self._lock:
-            self._sent.update(self._told)
-            self._told.clear()
-        budget = WHOLE_POINTS
+        keepers = []
         for record in self._items.all():
             body["items"].append(self._item(record))
             if record.role is Role.TARGET or (record.role is Role.ACTIVE and record.failover is not None):
-                points = self._points(record, budget)
-                if points is not None:
-                    body["points"][record.item] = points
-                    budget -= len(points["points"]) if points["complete"] else 0
-            else:
-                self._forget(record.item)
+                keepers.append(record.item)
+        for item in self._lists.begin(keepers):
+            points = self._points(item)
+            told = None if points is None else self._lists.tell(item, points, self._clock())
+            if told is not None:
+                body["points"][item] = told
         if inventory is not None:
             body["inventory"] = inventory.to_dict()
         return body
@@ -124,41 +107,16 @@ class Reporter:
             report["lag_s"] = round((self._clock() - parse_time(record.acked.time)).total_seconds(), 3)
         return report
 
-    def _points(self, record: ItemRecord, budget: int) -> dict[str, Any] | None:
-        """Return what changed since the last report that arrived, or all points if it is time to and the budget is not used up.
-
-        A point that was merged into its successor went under its own number; the successor is new under another digest.
-        """
+    def _points(self, item: ItemId) -> list[PointInfo] | None:
         try:
-            points = self._journals.get(record.item).points() if self._journals.exists(record.item) else []
+            return self._journals.get(item).points() if self._journals.exists(item) else []
         except (SecondSiteError, OSError) as error:
-            log.warning("points unreadable", item=record.item, error=str(error))
+            log.warning("points unreadable", item=item, error=str(error))
             return None
-        now = {point.digest: point.sequence for point in points}
-        moment = self._clock()
-        with self._lock:
-            before = self._sent.get(record.item)
-            due = before is None or moment >= self._whole_at[record.item]
-            if due and budget > 0:
-                self._told[record.item] = now
-                self._whole_at[record.item] = moment + (WHOLE_AGAIN if before is None else WHOLE_EVERY)
-                return {"points": [describe_point(point) for point in points], "complete": True}
-            if before is None or now == before:
-                return None
-            self._told[record.item] = now
-        new = [describe_point(point) for point in points if point.digest not in before]
-        return {"points": new, "gone": sorted(set(before.values()) - set(now.values())), "complete": False}
-
-    def _forget(self, item: ItemId) -> None:
-        """The item has no points here (any more): those of its next journal are told from the beginning."""
-        with self._lock:
-            self._sent.pop(item, None)
-            self._whole_at.pop(item, None)
 
     def forget_sent(self) -> None:
         """Tell at the next report again what the last one told: it may not have arrived. Telling it twice is harmless."""
-        with self._lock:
-            self._told.clear()
+        self._lists.lost()
         self._events.put_back()
 
 
@@ -182,18 +140,3 @@ class HeldError(SecondSiteError):
 
     code = "held"
     retry = Retry.LATER
-
-
-def describe_point(point: PointInfo) -> dict[str, Any]:
-    """Return a point as reports, the API and the stand-alone commands show it."""
-    return {
-        "sequence": point.sequence,
-        "epoch": point.epoch,
-        "time": format_time(point.time),
-        "consistency": point.consistency.value,
-        "kind": point.kind.value,
-        "digest": point.digest,
-        "changed": point.changed,
-        "stored": point.stored,
-        "group": point.group,
-    }

@@ -25,9 +25,16 @@ def sequences(tx: Transaction, item_id: ItemId) -> set[int]:
     return {row[0] for row in found}
 
 
-def digests(tx: Transaction, item_id: ItemId) -> dict[int, str]:
-    """Return the digests of all points of an item, by sequence."""
-    found = tx.execute(sa.select(points.c.sequence, points.c.digest).where(points.c.item_id == item_id))
+def digests(
+    tx: Transaction, item_id: ItemId, first: int | None = None, last: int | None = None
+) -> dict[int, str]:
+    """Return the digests of all points of an item, or of those from `first` to `last`, by sequence."""
+    wanted = sa.select(points.c.sequence, points.c.digest).where(points.c.item_id == item_id)
+    if first is not None:
+        wanted = wanted.where(points.c.sequence >= first)
+    if last is not None:
+        wanted = wanted.where(points.c.sequence <= last)
+    found = tx.execute(wanted)
     return {row.sequence: row.digest for row in found}
 
 

@@ -160,12 +160,22 @@ def _take_groups(
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What a report says of an item's points: all that there are, or some and the sequences of those that went."""
+    """What a report says of an item's points: some, and the sequences of those that went; if `complete`, all that there are from `first` to `last`."""
 
     item: Item
     points: Mapping[int, Point]
     gone: frozenset[int]
     complete: bool
+    first: int | None
+    last: int | None
+
+    def within(self, sequence: int) -> bool:
+        """Whether the point is told because all that are there are."""
+        return (
+            self.complete
+            and (self.first is None or sequence >= self.first)
+            and (self.last is None or sequence <= self.last)
+        )
 
 
 def _told(item: Item, entry: Mapping[str, Any]) -> _Told:
@@ -175,21 +185,24 @@ def _told(item: Item, entry: Mapping[str, Any]) -> _Told:
         if isinstance(point.get("sequence"), int)
     }
     gone = frozenset(_numbers(entry, "gone")) - reported.keys()
-    return _Told(item, dict(sorted(reported.items())), gone, entry.get("complete") is True)
+    first, last = _bound(entry, "from"), _bound(entry, "to")
+    return _Told(item, dict(sorted(reported.items())), gone, entry.get("complete") is True, first, last)
 
 
 def _take_points(tx: Transaction, told: Sequence[_Told]) -> None:
     """Bring what is known of points to what was told. All items of a report take the same few statements."""
     # All of an item's points are looked at only where the list is whole: there may be thousands, and reports are many.
-    some = {one.item.id: one.points.keys() for one in told if not one.complete}
-    known = points.digests_of(tx, some) | {
-        one.item.id: points.digests(tx, one.item.id) for one in told if one.complete
+    some = {one.item.id: {number for number in one.points if not one.within(number)} for one in told}
+    known = points.digests_of(tx, {item_id: numbers for item_id, numbers in some.items() if numbers})
+    whole = {
+        one.item.id: points.digests(tx, one.item.id, one.first, one.last) for one in told if one.complete
     }
     added: list[Point] = []
     gone: dict[ItemId, Collection[int]] = {}
     changes: dict[ItemId, dict[str, Any]] = {}
     for one in told:
-        before = known.get(one.item.id, {})
+        all_there = whole.get(one.item.id, {})
+        before = known.get(one.item.id, {}) | all_there
         new = [point for sequence, point in one.points.items() if sequence not in before]
         # Thinning merges points into the next one that stays, which has another digest then.
         merged = [
@@ -198,8 +211,8 @@ def _take_points(tx: Transaction, told: Sequence[_Told]) -> None:
             if before.get(sequence, point.digest) != point.digest
         ]
         added += [*new, *merged]
-        left = before.keys() - one.points.keys() if one.complete else one.gone
-        gone[one.item.id] = {point.sequence for point in merged} | left
+        left = all_there.keys() - one.points.keys()
+        gone[one.item.id] = {point.sequence for point in merged} | left | one.gone
         for group_id in {point.group_id for point in new if point.group_id is not None}:
             numbers = [point.group_number or 0 for point in new if point.group_id == group_id]
             group_store.note_number(tx, group_id, max(numbers))
@@ -274,6 +287,13 @@ def _numbers(fields: Mapping[str, Any], key: str) -> list[int]:
     found = fields.get(key) or []
     if not isinstance(found, list) or not all(isinstance(number, int) for number in found):
         raise InvalidInputError(f"{key} is not a list of numbers")
+    return found
+
+
+def _bound(fields: Mapping[str, Any], key: str) -> int | None:
+    found = fields.get(key)
+    if found is not None and (not isinstance(found, int) or isinstance(found, bool)):
+        raise InvalidInputError(f"{key} is not a number")
     return found
 
 
