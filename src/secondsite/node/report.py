@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
@@ -46,13 +47,20 @@ class Reporter:
         self._events = events or NodeEvents()
         self._unprotected = Unprotected(items, self._events)
         self._lists = PointLists()
+        self._run, self._number = uuid.uuid4().hex, 0
         self.space: Space | None = None
         """Who measures the journals, if this node keeps any."""
 
     def make(self, with_inventory: bool) -> Mapping[str, Any]:
         """Return the report's body."""
         inventory = self._look() if with_inventory else None
-        body: dict[str, Any] = {"items": [], "points": {}, "events": self._events.take()}
+        self._number += 1
+        body: dict[str, Any] = {
+            "report": {"run": self._run, "number": self._number},
+            "items": [],
+            "points": {},
+            "events": self._events.take(),
+        }
         keepers = []
         for record in self._items.all():
             body["items"].append(self._item(record))

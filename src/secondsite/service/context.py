@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from secondsite.model.ids import JobId
+from secondsite.service.arrivals import Arrivals
 from secondsite.service.flood import Flood
 from secondsite.service.health.watched import Watched
 from secondsite.service.store.database import Store
@@ -49,3 +50,4 @@ class Context:
     random_bytes: Callable[[int], bytes] = field(default=secrets.token_bytes)
     flood: Flood = field(default_factory=Flood)
     watched: Watched = field(default_factory=Watched)
+    arrivals: Arrivals = field(default_factory=Arrivals)

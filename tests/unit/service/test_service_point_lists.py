@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from secondsite.model.ids import ItemId
 from secondsite.node import point_lists
 from secondsite.service.context import Actor
 from secondsite.service.store import items, points
+from secondsite.service.store.database import Store, Transaction
 from secondsite.service.store.records import Item
 from secondsite.service.usecases import protect, reports
 from secondsite.service.vocabulary import Role
@@ -27,7 +30,7 @@ from support.service_world import World
 
 ME = Actor("test", Role.CONTRIBUTOR)
 NAMES = ("db-1", "mail")
-WAYS = ("arrives", "arrives", "lost", "unanswered", "twice")
+WAYS = ("arrives", "arrives", "lost", "unanswered", "twice", "late")
 
 
 @pytest.fixture
@@ -42,6 +45,19 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 @dataclass
+class SlowStore:
+    """A store whose writers wait before their turn."""
+
+    store: Store
+    wait: Callable[[], None]
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        """A transaction, after the wait."""
+        self.wait()
+        return self.store.transaction()
+
+
+@dataclass
 class Link:
     """A node's reports on their way to the service. The journals are the site's lists."""
 
@@ -49,20 +65,33 @@ class Link:
     site: Site
     largest: int = 0
     made: list[dict[str, Any]] = field(default_factory=list)
+    meanwhile: Callable[[], None] = lambda: None
+    """What happens between a report that is late and the next one."""
 
     def report(self, way: str = "arrives") -> None:
-        """Send a report: it arrives, is lost, arrives and only its answer is lost, or arrives twice."""
+        """Send a report: it arrives, is lost, arrives and only its answer is lost, arrives twice, or after the next one."""
+        self.make()
+        for _ in range({"arrives": 1, "lost": 0, "unanswered": 1, "twice": 2, "late": 0}[way]):
+            self.take(self.made[-1])
+        if way in {"lost", "unanswered", "late"}:
+            self.site.reporter.forget_sent()
+        if way == "late":
+            self.meanwhile()
+            self.report()
+            self.take(self.made[-2])
+
+    def make(self) -> dict[str, Any]:
+        """Return a report as it comes out of the line."""
         body = json.dumps(self.site.reporter.make(with_inventory=False))
         self.largest = max(self.largest, len(body))
         self.made.append(json.loads(body))
-        for _ in range({"arrives": 1, "lost": 0, "unanswered": 1, "twice": 2}[way]):
-            self.take(self.made[-1])
-        if way in {"lost", "unanswered"}:
-            self.site.reporter.forget_sent()
+        return self.made[-1]
 
-    def take(self, body: dict[str, Any]) -> None:
-        """The service takes a report."""
-        reports.take_report(self.world.ctx, self.item(NAMES[0]).target_node_id, body)
+    def take(self, body: dict[str, Any], wait: Callable[[], None] = lambda: None) -> None:
+        """The service takes a report, and waits between its arrival and its turn to be written."""
+        node = self.item(NAMES[0]).target_node_id
+        store: Any = SlowStore(self.world.store, wait)
+        reports.take_report(replace(self.world.ctx, store=store), node, body)
 
     def item(self, name: str) -> Item:
         """Return the service's item."""
@@ -122,6 +151,7 @@ def test_the_service_ends_with_the_journals_lists_however_reports_fare(
     chance = random.Random(seed)
     journals = Journals(chance, link.site.lists)
     journals.fill(40)
+    link.meanwhile = journals.go_on
     for _ in range(50):
         journals.go_on()
         if chance.random() < 0.05:
@@ -176,6 +206,42 @@ def test_points_beside_a_slice_are_neither_forgotten_nor_doubled(link: Link) -> 
     assert told(**entry) == left
     assert told(points=[], complete=True, to=2) == left[2:]
     assert told(**{"points": [], "complete": True, "from": 6}) == left[2:4]
+
+
+def test_a_report_that_waits_while_the_next_one_is_taken_changes_nothing(link: Link) -> None:
+    """The node gave it up after 15 seconds; the service has patience for more with a busy database."""
+    item = link.item(NAMES[0]).id
+    link.site.lists = {item: {6: "a", 7: "b"}}
+    link.report()
+    link.site.lists[item] = {6: "a", 7: "b", 8: "c"}
+    entered, given_up = threading.Event(), threading.Event()
+
+    def wait_for_its_turn() -> None:
+        entered.set()
+        given_up.wait(10)
+
+    first = link.make()
+    thread = threading.Thread(target=link.take, args=(first, wait_for_its_turn))
+    thread.start()
+    assert entered.wait(10)
+    link.site.reporter.forget_sent()
+    link.site.lists[item] = {6: "a", 7: "b", 9: "8 and 9"}
+    link.report()
+    given_up.set()
+    thread.join(10)
+    assert link.known() == link.site.lists
+    link.site.restart()
+    del link.site.lists[item][6]
+    link.report()
+    assert link.known() == link.site.lists  # the numbers of a new run begin anew
+
+
+@pytest.mark.parametrize(
+    "number", [3, {"run": 1, "number": 1}, {"run": "a", "number": "1"}, {"run": "a"}], ids=str
+)
+def test_a_report_whose_number_does_not_parse_is_refused(link: Link, number: Any) -> None:
+    with pytest.raises(InvalidInputError):
+        link.take({"report": number, "items": []})
 
 
 @pytest.mark.parametrize("bounds", [{"from": "3"}, {"to": 1.5}, {"to": True}, {"from": [1]}], ids=str)

@@ -23,10 +23,14 @@ from secondsite.service.vocabulary import Severity
 
 
 def take_report(ctx: Context, node_id: NodeId, report: Mapping[str, Any]) -> None:
-    """Take one report of a node. What concerns items that it has no part in is ignored."""
+    """Take one report of a node. What concerns items that it has no part in is ignored, and so is a report that a later one has overtaken."""
     now = ctx.clock()
+    ticket = ctx.arrivals.arrived(node_id, report)
     with ctx.store.transaction() as tx:
         _sign_of_life(tx, node_id, now)
+        # Here, in the transaction and with the node's row locked: from now on no other report of this node is taken before this one.
+        if ticket.overtaken:
+            return
         if isinstance(report.get("inventory"), dict):
             nodes.change(tx, node_id, inventory=report["inventory"], inventory_time=now)
         if isinstance(report.get("data_address"), str):
