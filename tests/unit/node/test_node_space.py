@@ -136,6 +136,33 @@ def test_a_journal_that_cannot_be_read_is_left_out(items: ItemStore, tmp_path: P
     assert space.find(ITEM) is None
 
 
+def test_a_journal_that_cannot_even_be_looked_for_leaves_the_others_measured(
+    items: ItemStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = ItemId("1b9c3a52-6f0e-4f43-9c0c-5a1b2c3d4e5f")
+    items.put(ItemRecord(lost, "mail", Epoch(1), Role.TARGET, "00" * 32, POLICY, (DiskKey("vda"),)))
+
+    def exists(_journals: OneJournal, item: ItemId) -> bool:
+        if item == lost:
+            raise OSError(116, "Stale file handle")
+        return True
+
+    monkeypatch.setattr(OneJournal, "exists", exists)
+    space = Space(items, OneJournal(tmp_path), tmp_path, lambda: NOW)  # type: ignore[arg-type]
+    space.measure()
+    assert space.find(ITEM) is not None
+    assert space.find(lost) is None
+
+
+def test_a_spool_that_cannot_be_read_keeps_no_report_back(tmp_path: Path) -> None:
+    (tmp_path / "spool").write_bytes(b"no folder")
+    progress = {"bytes": 1000, "total_bytes": 1500, "rate": 100, "eta_s": 5.0}
+    assert hops(progress, tmp_path / "spool") == {
+        "source": {"bytes": 500, "eta_s": 5.0},
+        "link": {"rate": 100},
+    }
+
+
 def test_only_what_the_policy_gives_up_waits_to_be_folded() -> None:
     points = [point(1, 59), point(2, 30), point(3, 1)]
     assert to_fold(points, POLICY, NOW) == []

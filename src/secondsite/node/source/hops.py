@@ -33,6 +33,6 @@ def _spooled(spool: Path) -> int:
                 size += path.stat().st_size
             except FileNotFoundError:  # sent in between
                 continue
-    except FileNotFoundError:
-        return 0
+    except OSError:  # none yet, or it cannot be read: the report tells what is known
+        return size
     return size

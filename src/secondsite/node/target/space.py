@@ -104,10 +104,11 @@ class Space:
         disk = self._disk()
         measured = {}
         for record in self._items.all():
-            if record.role not in {Role.TARGET, Role.ACTIVE} or not self._journals.exists(record.item):
+            if record.role not in {Role.TARGET, Role.ACTIVE}:
                 continue
             try:
-                measured[record.item] = self._journal(record) | disk
+                if self._journals.exists(record.item):
+                    measured[record.item] = self._journal(record) | disk
             except (SecondSiteError, OSError) as error:
                 log.warning("a journal's space could not be measured", item=record.item, error=str(error))
         with self._lock:
