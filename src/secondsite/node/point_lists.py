@@ -65,10 +65,11 @@ class PointLists:
 
         Others are forgotten: they have no points here (any more), and those of their next journal are told from the beginning.
         """
+        kept = frozenset(items)
         with self._lock:
             self._known.update(self._told)
             self._told.clear()
-            self._known = {item: known for item, known in self._known.items() if item in items}
+            self._known = {item: known for item, known in self._known.items() if item in kept}
             self._room = WHOLE_POINTS
             first = self._turn % max(1, len(items))
             self._turn += 1
@@ -114,9 +115,8 @@ class PointLists:
                     if sequence >= floor and known.get(sequence) != digest
                 }
                 if len(doubtful) > WHOLE_POINTS:
-                    del self._known[
-                        item
-                    ]  # the service was away for long: the list is told anew, which takes less
+                    # The service was away for long: the list is told anew, which takes less.
+                    del self._known[item]
                 else:
                     self._known[item] = replace(before, doubtful=doubtful)
             self._told.clear()
