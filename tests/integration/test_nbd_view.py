@@ -139,6 +139,42 @@ def test_view_prepared_by_a_node_reads_the_same(history: History, short_path: Pa
     assert not list(short_path.glob("v*"))
 
 
+def test_view_prepared_by_a_node_loads_neither_numpy_nor_what_changes_a_journal(
+    history: History, short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine waits for this process to start: they were more than half of that."""
+    history.journal.prepare_view(Sequence(3), short_path / "prepared")
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # each import is a line on stderr
+    options = ("--sequence", "3", "--prepared", str(short_path / "prepared"))
+    view = ViewProcess(short_path / "journal", short_path / "s", *options)
+    view.ready()
+    assert copy(view.socket, "vda") == history.points[3][VDA]
+    _, said = view.end(signal.SIGTERM)
+    loaded = {
+        line.rpartition("|")[2].strip() for line in said.splitlines() if line.startswith("import time:")
+    }
+    assert "secondsite.journal.prepared" in loaded
+    assert "numpy" not in loaded
+    assert {name for name in loaded if name.startswith(("secondsite.journal.", "secondsite.hrl."))} == {
+        "secondsite.hrl.lookup",
+        *(
+            f"secondsite.journal.{name}"
+            for name in (
+                "applied",
+                "base",
+                "documents",
+                "logs",
+                "pins",
+                "points",
+                "prepared",
+                "store",
+                "view",
+            )
+        ),
+    }
+    assert not loaded & {"secondsite.blocks", "secondsite.nbd.image", "pydantic", "structlog", "yaml", "ssl"}
+
+
 def test_view_that_a_node_cannot_prepare_says_itself_what_is_wrong(
     history: History, short_path: Path
 ) -> None:

@@ -17,7 +17,6 @@ from secondsite.model.units import BLOCK, Buffer
 
 ZERO_DIGEST: Final = 0
 UNKNOWN: Final = 1
-KEY_LENGTH: Final = 32
 _RESERVED: Final = 2
 
 

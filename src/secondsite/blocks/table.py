@@ -35,9 +35,9 @@ from numpy.typing import NDArray
 
 from secondsite import durable
 from secondsite.blocks import syncing
-from secondsite.blocks.digests import KEY_LENGTH, UNKNOWN, ZERO_DIGEST
+from secondsite.blocks.digests import UNKNOWN, ZERO_DIGEST
 from secondsite.errors import ConflictError, CorruptError, InvalidInputError, UnsupportedError
-from secondsite.model.units import BLOCK
+from secondsite.model.units import BLOCK, DIGEST_KEY_LENGTH
 
 _MAGIC: Final = b"SSDIGTBL"
 _FINGERPRINT_MAGIC: Final = b"SSDIGTBL cells 1"
@@ -346,8 +346,8 @@ def _length(disk_size: int) -> int:
 
 
 def _key_id(key: bytes) -> bytes:
-    if len(key) != KEY_LENGTH:
-        raise InvalidInputError(f"a digest key has {KEY_LENGTH} bytes, not {len(key)}")
+    if len(key) != DIGEST_KEY_LENGTH:
+        raise InvalidInputError(f"a digest key has {DIGEST_KEY_LENGTH} bytes, not {len(key)}")
     return blake3(b"secondsite digest table", key=key).digest(8)
 
 

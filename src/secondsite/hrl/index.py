@@ -11,18 +11,16 @@ may share it.
 
 from __future__ import annotations
 
-import copy
-from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from secondsite.hrl.lookup import BASE, ZERO, ExtentLookup, Piece
 from secondsite.hrl.reader import Log
 
-BASE: Final = -1
-ZERO: Final = -2
+__all__ = ["BASE", "ZERO", "ExtentIndex", "Piece"]
 
 _Array = NDArray[np.int64]
 
@@ -30,27 +28,18 @@ _PAINTED_PER_EXTENT: Final = 8
 """So many elementary intervals, on average, may an extent cover that is painted in one go; see `merge`."""
 
 
-class Piece(NamedTuple):
-    """One piece of a range. `location` is a position in the source's file; in the base that is `offset`, in zeros 0."""
+class ExtentIndex(ExtentLookup):
+    """See the module's docstring. Made by `empty`, `from_log`, `from_zeros`, `from_lookup`, `overlay` and `merge`."""
 
-    offset: int
-    length: int
-    source: int
-    location: int
-
-
-class ExtentIndex:
-    """See the module's docstring. Made by `empty`, `from_log`, `from_zeros`, `overlay` and `merge`."""
-
-    __slots__ = ("_ends", "_locations", "_sources", "_starts", "end", "location", "source", "start")
+    __slots__ = ("end", "location", "source", "start")
 
     def __init__(self, start: _Array, end: _Array, source: _Array, location: _Array) -> None:
         """The arrays are sorted and disjoint; they are kept, not copied, and joined where neighbours continue."""
         self.start, self.end, self.source, self.location = _coalesce(start, end, source, location)
-        self._starts = self.start.data
-        self._ends = self.end.data
-        self._sources = self.source.data
-        self._locations = self.location.data
+        self._look_up_in_arrays()
+
+    def _look_up_in_arrays(self) -> None:
+        super().__init__(self.start.data, self.end.data, self.source.data, self.location.data)
 
     @classmethod
     def empty(cls) -> Self:
@@ -76,8 +65,12 @@ class ExtentIndex:
         count = len(start)
         return cls(start, start + extents[:, 1], np.full(count, ZERO, np.int64), np.zeros(count, np.int64))
 
-    def __len__(self) -> int:
-        return len(self.start)
+    @classmethod
+    def from_lookup(cls, lookup: ExtentLookup) -> ExtentIndex:
+        """Return the index of the same extents."""
+        if isinstance(lookup, ExtentIndex):
+            return lookup
+        return cls(*(np.asarray(column, np.int64) for column in lookup.columns))
 
     @property
     def covered(self) -> int:
@@ -104,9 +97,11 @@ class ExtentIndex:
 
     def as_source(self, source: int) -> ExtentIndex:
         """Return the index of the same log under another number of the caller's."""
-        other = copy.copy(self)
-        other.source = np.full(len(self), source, np.int64)
-        other._sources = other.source.data
+        # By hand: `copy.copy` takes 8 microseconds, 20 ms of a failover over 2,880 points.
+        other = ExtentIndex.__new__(ExtentIndex)
+        other.start, other.end, other.location = self.start, self.end, self.location
+        other.source = np.full(len(self.start), source, np.int64)
+        other._look_up_in_arrays()
         return other
 
     @staticmethod
@@ -124,28 +119,6 @@ class ExtentIndex:
             half = len(layers) // 2
             merged = ExtentIndex.merge(layers[half:]).overlay(ExtentIndex.merge(layers[:half]))
         return merged
-
-    def lookup(self, offset: int, length: int) -> list[Piece]:
-        """Return the pieces of [offset, offset + length), ascending, without gaps."""
-        pieces: list[Piece] = []
-        starts, ends, sources, locations = self._starts, self._ends, self._sources, self._locations
-        stop = offset + length
-        count = len(starts)
-        i = bisect_right(ends, offset)
-        while offset < stop:
-            start = starts[i] if i < count else stop
-            if start > offset:
-                gap_end = min(start, stop)
-                pieces.append(Piece(offset, gap_end - offset, BASE, offset))
-                offset = gap_end
-                continue
-            end = min(ends[i], stop)
-            source = sources[i]
-            location = 0 if source == ZERO else locations[i] + offset - start
-            pieces.append(Piece(offset, end - offset, source, location))
-            offset = end
-            i += 1
-        return pieces
 
     def extents_of(self, source: int) -> _Array:
         """Return the extents of one source (ZERO too) as an array (n, 2) of offset and length."""

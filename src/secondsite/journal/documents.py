@@ -15,7 +15,6 @@ from typing import Any, Final, Literal
 from blake3 import blake3
 
 from secondsite import durable
-from secondsite.blocks.digests import KEY_LENGTH
 from secondsite.errors import CorruptError, InvalidInputError, NotFoundError, UnsupportedError
 from secondsite.journal.base import BaseSpec
 from secondsite.model.ids import (
@@ -28,6 +27,7 @@ from secondsite.model.ids import (
     parse_disk_key,
     parse_item_id,
 )
+from secondsite.model.units import DIGEST_KEY_LENGTH
 
 FORMAT: Final = "secondsite-journal/1"
 _DOCUMENT_BYTES_MAX: Final = 1 << 20
@@ -132,7 +132,7 @@ def load_identity(path: Path) -> Identity:
         )
     with _well_formed(path):
         key = bytes.fromhex(document["digest_key"])
-        if len(key) != KEY_LENGTH:
+        if len(key) != DIGEST_KEY_LENGTH:
             raise ValueError(f"a digest key of {len(key)} bytes")
         return Identity(
             item=parse_item_id(document["item"]),

@@ -28,14 +28,15 @@ from secondsite.errors import (
     UnavailableError,
 )
 from secondsite.journal import create as creation
-from secondsite.journal import documents, folding, garbage, removal, resize, scrub, seal, tables, thin
+from secondsite.journal import folding, garbage, removal, resize, scrub, seal, tables, thin
 from secondsite.journal.base import OpenBase, open_raw_base
 from secondsite.journal.logs import FileKind, Incoming
+from secondsite.journal.opening import find, open_view
 from secondsite.journal.pins import Pin
 from secondsite.journal.points import PointInfo
-from secondsite.journal.prepared import Prepared, prepare
+from secondsite.journal.prepared import prepare
 from secondsite.journal.store import Store, naming
-from secondsite.journal.view import View, find, open_view
+from secondsite.journal.view import View, open_prepared
 from secondsite.model.ids import Digest, DiskKey, Epoch, ItemId, Sequence
 from secondsite.model.manifest import Consistency, Manifest
 from secondsite.model.policy import Policy
@@ -159,15 +160,10 @@ class Journal:
             ConflictError: another process writes it.
             CorruptError: journal.json, or base.json (for a writer), is damaged.
         """
-        if not (path / "journal.json").is_file():
-            raise NotFoundError(
-                f"there is no journal in {path}", hint="give an item's folder", path=str(path)
-            )
-        path = path.absolute()
-        store = Store(path, documents.load_identity(path / "journal.json"), open_base)
+        store = Store.at(path, open_base)
         if not writable:
             return cls(store, None)
-        lock = durable.FileLock(path / "lock")
+        lock = durable.FileLock(store.folder / "lock")
         lock.acquire()
         try:
             journal = cls(store, lock)
@@ -381,14 +377,11 @@ class Journal:
             NotFoundError: there is no such point.
             CorruptError: something that it needs is damaged.
         """
-        return open_view(
-            self._store,
-            sequence,
-            purpose=purpose,
-            verify=verify,
-            progress=progress,
-            prepared=None if prepared is None else Prepared.load(prepared),
-        )
+        if prepared is not None and not verify:
+            found = open_prepared(self._store, prepared, sequence, purpose)
+            if found is not None:
+                return found
+        return open_view(self._store, sequence, purpose=purpose, verify=verify, progress=progress)
 
     def prepare_view(self, sequence: Sequence, path: Path) -> None:
         """Write down what opens the view of a point at once; see journal/prepared.py. Quick where this has received the point.

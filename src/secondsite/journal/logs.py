@@ -18,19 +18,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
 from blake3 import blake3
 
 from secondsite import durable
 from secondsite.errors import ConflictError, CorruptError
-from secondsite.hrl.index import ExtentIndex
-from secondsite.hrl.reader import Log, read_log
-from secondsite.hrl.zeros import decode_zeros
 from secondsite.journal.base import read_exactly
 from secondsite.model.ids import Digest, parse_digest
 from secondsite.model.manifest import DiskPoint, FileRef
 from secondsite.model.units import MIB, Buffer
+
+if TYPE_CHECKING:
+    from secondsite.hrl.index import ExtentIndex
+    from secondsite.hrl.reader import Log
 
 FileKind: TypeAlias = Literal["hrl", "zeros"]
 """What a file of the journal is; also the end of its name."""
@@ -372,12 +373,17 @@ class _IndexCache:
 
 def parse_log(path: Path, length: int) -> Log:
     """Parse a log file. Raises CorruptError."""
+    from secondsite.hrl.reader import read_log  # with numpy: a view that was prepared parses nothing
+
     with path.open("rb", buffering=0) as stream:
         fd = stream.fileno()
         return read_log(lambda offset, size: os.pread(fd, size, offset), length)
 
 
 def _parse(path: Path, kind: FileKind, length: int) -> tuple[ExtentIndex, int | None]:
+    from secondsite.hrl.index import ExtentIndex  # as above
+    from secondsite.hrl.zeros import decode_zeros
+
     try:
         if kind == "zeros":
             return ExtentIndex.from_zeros(decode_zeros(path.read_bytes())), None

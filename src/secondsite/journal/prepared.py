@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from blake3 import blake3
 
 from secondsite import durable
 from secondsite.errors import CorruptError, NotFoundError
-from secondsite.hrl.index import ExtentIndex
+from secondsite.hrl.lookup import ExtentLookup
 from secondsite.journal.logs import StoredFile
 from secondsite.journal.pins import HeldPin, Reading
 from secondsite.journal.points import Chain, StoredPoint
@@ -34,7 +33,8 @@ from secondsite.model.ids import DiskKey, Sequence, parse_digest
 from secondsite.model.manifest import FileRef
 
 FORMAT: Final = b"secondsite-prepared/1\n"
-_COLUMNS: Final = ("start", "end", "source", "location")
+_COLUMNS: Final = 4
+_NUMBER: Final = "q"  # int64, of this machine
 _DIGEST_LENGTH: Final = 32
 
 
@@ -42,7 +42,7 @@ _DIGEST_LENGTH: Final = 32
 class PreparedDisk:
     """One disk's index, and its sources by their numbers."""
 
-    index: ExtentIndex
+    index: ExtentLookup
     files: tuple[StoredFile, ...]
 
 
@@ -71,17 +71,18 @@ class Prepared:
         disks: dict[DiskKey, PreparedDisk] = {}
         at = header_end
         for key, disk in header["disks"].items():
-            count = int(disk["extents"])
-            # Copies: in the file they may lie unaligned, and lookups go through views of memory.
+            length = 8 * int(disk["extents"])
+            # Slices of bytes are copies: in the file they may lie unaligned, and lookups go through views of memory.
             columns = [
-                np.frombuffer(body, np.int64, count, at + 8 * count * place).copy() for place in range(4)
+                memoryview(body[at + length * place : at + length * (place + 1)]).cast(_NUMBER)
+                for place in range(_COLUMNS)
             ]
-            at += 8 * count * len(_COLUMNS)
+            at += length * _COLUMNS
             files = tuple(
                 StoredFile(FileRef(parse_digest(digest), int(length)), kind)
                 for digest, kind, length in disk["files"]
             )
-            disks[DiskKey(key)] = PreparedDisk(ExtentIndex(*columns), files)
+            disks[DiskKey(key)] = PreparedDisk(ExtentLookup(*columns), files)
         return cls(
             str(header["item"]),
             Sequence(int(header["sequence"])),
@@ -133,7 +134,7 @@ def prepare(store: Store, base: Sequence, chain: Chain, point: StoredPoint, path
             "extents": len(index),
             "files": [[file.ref.digest, file.kind, file.ref.length] for file, _ in sources],
         }
-        columns += [getattr(index, name).tobytes() for name in _COLUMNS]
+        columns += [column.tobytes() for column in index.columns]
     header = {
         "item": store.identity.item,
         "sequence": point.sequence,

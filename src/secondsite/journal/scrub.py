@@ -25,8 +25,8 @@ from secondsite.journal.base import OpenBase, open_raw_base
 from secondsite.journal.documents import BaseState
 from secondsite.journal.logs import FileKind, StoredFile, files_of, parse_log
 from secondsite.journal.points import Chain
+from secondsite.journal.proof import BaseProof
 from secondsite.journal.store import Doubtful, Store, points_after
-from secondsite.journal.view import BaseProof
 from secondsite.model.ids import Digest, DiskKey, Sequence
 from secondsite.model.manifest import FileRef
 from secondsite.model.units import BLOCK, MIB

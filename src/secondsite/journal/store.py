@@ -9,10 +9,9 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
-from secondsite.blocks import DigestTable
 from secondsite.errors import CorruptError, NotFoundError
-from secondsite.hrl.index import ExtentIndex
 from secondsite.journal import documents
 from secondsite.journal.applied import AppliedParts
 from secondsite.journal.base import Base, BaseSpec, OpenBase
@@ -22,6 +21,10 @@ from secondsite.journal.pins import PinStore
 from secondsite.journal.points import Chain, PointStore, StoredPoint
 from secondsite.model.ids import DiskKey, Epoch, Sequence
 from secondsite.model.units import BLOCK
+
+if TYPE_CHECKING:
+    from secondsite.blocks import DigestTable
+    from secondsite.hrl.index import ExtentIndex
 
 
 class Store:
@@ -38,6 +41,21 @@ class Store:
         self.pins = PinStore(folder / "pins")
         self.applied = AppliedParts()
         self.growth = threading.Lock()
+
+    @classmethod
+    def at(cls, path: Path, open_base: OpenBase) -> Self:
+        """Open the journal in that folder.
+
+        Raises:
+            NotFoundError: there is none.
+            CorruptError: journal.json is damaged.
+        """
+        if not (path / "journal.json").is_file():
+            raise NotFoundError(
+                f"there is no journal in {path}", hint="give an item's folder", path=str(path)
+            )
+        path = path.absolute()
+        return cls(path, documents.load_identity(path / "journal.json"), open_base)
 
     def take_identity(self, identity: Identity) -> None:
         """The disks have grown: go on with their new sizes."""
@@ -94,6 +112,8 @@ class Store:
 
         While a disk grows, who reads may find the table of its old size: nothing that can be read is behind that.
         """
+        from secondsite.blocks import DigestTable  # with numpy: a view that was prepared opens none
+
         path = self.table_path(disk)
         try:
             table = DigestTable.open(path, self.key, writable=writable)
@@ -124,6 +144,8 @@ class Store:
         Raises:
             CorruptError: a file is missing or malformed; has the attributes `point` and `disk`.
         """
+        from secondsite.hrl.index import ExtentIndex  # with numpy: a view that was prepared merges nothing
+
         layers: list[ExtentIndex] = []
         sources: list[tuple[StoredFile, Sequence]] = []
         for point in points:

@@ -75,7 +75,7 @@ def _fit(table: DigestTable, disk: DiskView, key: bytes) -> None:
 
 
 def _update(table: DigestTable, disk: DiskView, key: bytes) -> None:
-    index = disk.index
+    index = ExtentIndex.from_lookup(disk.index)
     zero = index.source == ZERO
     zeros = _part(index, zero)
     for start, end in zip(zeros.start.tolist(), zeros.end.tolist(), strict=True):

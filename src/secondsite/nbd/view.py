@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Final
 
 from secondsite.errors import SecondSiteError
-from secondsite.journal import Base, BaseSpec, Journal, OpenBase, open_raw_base
+from secondsite.journal.base import Base, BaseSpec, OpenBase, open_raw_base
+from secondsite.journal.store import Store
+from secondsite.journal.view import View, open_prepared
 from secondsite.model.ids import Sequence
 from secondsite.nbd.disk import ReadableDisk
 from secondsite.nbd.server import NbdServer
@@ -32,6 +34,7 @@ from secondsite.nbd.server import NbdServer
 PREPARED_WAIT_S: Final = 3.0
 """About what it takes to read 3,000 points and their logs here instead."""
 _POLL_S: Final = 0.005
+_PURPOSE: Final = "view"
 
 
 def main(argv: Seq[str] | None = None) -> int:
@@ -51,13 +54,7 @@ def main(argv: Seq[str] | None = None) -> int:
 
 
 def _serve(arguments: argparse.Namespace, ended: threading.Event) -> None:
-    run_dir: Path = arguments.run_dir or arguments.journal / "run"
-    journal = Journal.open(arguments.journal, writable=False, open_base=_opener(run_dir))
-    sequence = None if arguments.sequence is None else Sequence(arguments.sequence)
-    if arguments.prepared is not None:
-        _await(arguments.prepared)
-    opened = journal.view(sequence, purpose="view", verify=arguments.verify, prepared=arguments.prepared)
-    with journal, opened as view:
+    with _open(arguments) as view:
         exports: dict[str, ReadableDisk] = dict(view.disks.items())
         with NbdServer(exports, arguments.socket, mode=arguments.mode):
             ready = {
@@ -69,6 +66,23 @@ def _serve(arguments: argparse.Namespace, ended: threading.Event) -> None:
             }
             print(json.dumps(ready), flush=True)  # noqa: T201
             ended.wait()
+
+
+def _open(arguments: argparse.Namespace) -> View:
+    """Open the point: with what a node prepared, or by ourselves."""
+    open_base = _opener(arguments.run_dir or arguments.journal / "run")
+    sequence = None if arguments.sequence is None else Sequence(arguments.sequence)
+    if arguments.prepared is not None and not arguments.verify:
+        store = Store.at(arguments.journal, open_base)
+        _await(arguments.prepared)
+        prepared = open_prepared(store, arguments.prepared, sequence, _PURPOSE)
+        if prepared is not None:
+            return prepared
+    # Not loaded before: this has half of the product behind it, numpy too, and a machine waits for this process to start.
+    from secondsite.journal import Journal
+
+    with Journal.open(arguments.journal, writable=False, open_base=open_base) as journal:
+        return journal.view(sequence, purpose=_PURPOSE, verify=arguments.verify)
 
 
 def _opener(run_dir: Path) -> OpenBase:

@@ -29,11 +29,11 @@ from secondsite.journal import (
     logs,
     pins,
     points,
+    proof,
     resize,
     seal,
     store,
     thin,
-    view,
 )
 from secondsite.journal.base import RawBase
 from secondsite.model.ids import Digest
@@ -207,7 +207,7 @@ def _() -> Any:
 
 @bug("base-not-compared", "a view that compares notices a damaged base")
 def _() -> Any:
-    return _put(view.BaseProof, "_compare", _nothing)
+    return _put(proof.BaseProof, "_compare", _nothing)
 
 
 # -- folding, thinning, garbage ----------------------------------------------------------------------------------

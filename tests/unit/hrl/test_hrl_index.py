@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from secondsite.hrl.index import BASE, ZERO, ExtentIndex, Piece
+from secondsite.hrl.lookup import ExtentLookup
 from support.hrl_logs import build_log, read
 
 
@@ -137,3 +138,13 @@ def test_an_index_under_another_number_is_found_there():
     assert rows(other) == [(0, 512, 7, 4096), (1024, 2048, 7, 8192)]
     assert other.lookup(1024, 512) == [Piece(1024, 512, 7, 8192)]
     assert rows(found) == [(0, 512, 0, 4096), (1024, 2048, 0, 8192)]
+
+
+def test_an_index_made_of_its_own_columns_is_the_same():
+    found = index((0, 512, 3, 4096), (1024, 2048, ZERO, 0))
+    plain = ExtentLookup(*found.columns)
+    assert len(plain) == 2
+    assert plain.lookup(0, 4096) == found.lookup(0, 4096)
+    assert rows(ExtentIndex.from_lookup(plain)) == rows(found)
+    assert rows(ExtentIndex.from_lookup(ExtentLookup(*ExtentIndex.empty().columns))) == []
+    assert ExtentIndex.from_lookup(found) is found
