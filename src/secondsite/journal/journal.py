@@ -33,7 +33,7 @@ from secondsite.journal.base import OpenBase, open_raw_base
 from secondsite.journal.logs import FileKind, Incoming
 from secondsite.journal.opening import find, open_view
 from secondsite.journal.pins import Pin
-from secondsite.journal.points import PointInfo
+from secondsite.journal.points import PointInfo, StoredPoint
 from secondsite.journal.prepared import prepare
 from secondsite.journal.store import Store, naming
 from secondsite.journal.view import View, open_prepared
@@ -262,20 +262,23 @@ class Journal:
         """Return the points that can be read, oldest first. Cheap after the first call."""
         return [point.info() for point in self._store.chain()[1].offered]
 
-    def manifest(self, sequence: Sequence | None = None) -> Manifest:
-        """Return a point's manifest, the newest one's without a sequence.
+    def point(self, sequence: Sequence | None = None) -> StoredPoint:
+        """Return a point, the newest one without a sequence.
 
         Raises:
             NotFoundError: there is no such point.
             CorruptError: it is damaged, or follows a damaged one.
         """
         chain = self._store.chain()[1]
-        return find(chain.offered, sequence, chain.damage).manifest
+        return find(chain.offered, sequence, chain.damage)
+
+    def manifest(self, sequence: Sequence | None = None) -> Manifest:
+        """Return a point's manifest, the newest one's without a sequence; raises as `point` does."""
+        return self.point(sequence).manifest
 
     def digest(self, sequence: Sequence) -> Digest:
-        """Return a point's digest; raises as `manifest` does."""
-        chain = self._store.chain()[1]
-        return find(chain.offered, sequence, chain.damage).digest
+        """Return a point's digest; raises as `point` does."""
+        return self.point(sequence).digest
 
     # -- taking points in ------------------------------------------------------------------------------
 
@@ -395,16 +398,16 @@ class Journal:
             point = find(chain.offered, sequence, chain.damage)
             prepare(self._store, Sequence(state.sequence or 0), chain, point, path)
 
-    def pin(self, sequence: Sequence, owner: str) -> None:
-        """Keep a point until `unpin`, also after this process has ended. Repeating it is safe.
+    def pin(self, sequence: Sequence, owner: str) -> StoredPoint:
+        """Keep a point until `unpin`, also after this process has ended, and return it. Repeating it is safe.
 
         Raises:
             NotFoundError: there is no such point.
         """
         with self._store.pins.reading(), durable.naming_full_disk(self.path):
-            chain = self._store.chain()[1]
-            find(chain.offered, sequence, chain.damage)
+            point = self.point(sequence)
             self._store.pins.add_lasting(sequence, owner)
+            return point
 
     def unpin(self, owner: str) -> None:
         """Give up all lasting pins of `owner`; without any nothing happens."""

@@ -75,10 +75,10 @@ class Replicas:
             sequence = record.test.sequence  # a start that a crash cut: the same point again
             self.remove_test(item)
         journal = self._journals.get(item)
-        manifest = _manifest(journal, sequence)
-        journal.pin(manifest.sequence, TEST_PIN)
-        digest = journal.digest(manifest.sequence)
-        test = Replica("", name, manifest.sequence, digest, socket=self._views.new_name())
+        # One look at the thousands of points, not one for each fact.
+        point = journal.pin(_newest(journal) if sequence is None else sequence, TEST_PIN)
+        manifest = point.manifest
+        test = Replica("", name, manifest.sequence, point.digest, socket=self._views.new_name())
         self._items.change(item, test=test)
         try:
             vm = self._boot(record, manifest, test, ReplicaRole.TEST, record.epoch, networks)
@@ -132,8 +132,10 @@ class Replicas:
         if begun is not None and begun.started:
             return begun
         journal = self._journals.get(item)
-        manifest = _manifest(journal, begun.sequence if begun else sequence)
-        found = journal.digest(manifest.sequence)
+        if begun is not None:
+            sequence = begun.sequence
+        point = journal.point(_newest(journal) if sequence is None else sequence)
+        manifest, found = point.manifest, point.digest
         # A point that took others in when they were thinned away is the same point: it names the digest that it had.
         if digest is not None and digest not in {found, *manifest.replaces}:
             raise OutOfSequenceError(
@@ -349,14 +351,12 @@ class Replicas:
             folder.rmdir()
 
 
-def _manifest(journal: Journal, sequence: Sequence | None) -> Manifest:
-    if sequence is None:
-        last = journal.status().last
-        if last is None:
-            raise OperationRefusedError(
-                f"{journal.name} has no recovery point yet",
-                hint="wait for the initial replication",
-                item=journal.item,
-            )
-        sequence = last.sequence
-    return journal.manifest(sequence)
+def _newest(journal: Journal) -> Sequence:
+    last = journal.status().last
+    if last is None:
+        raise OperationRefusedError(
+            f"{journal.name} has no recovery point yet",
+            hint="wait for the initial replication",
+            item=journal.item,
+        )
+    return last.sequence
