@@ -12,7 +12,7 @@ from secondsite.journal.apply import partial_blocks
 from secondsite.journal.logs import OpenFiles, files_of
 from secondsite.journal.points import StoredPoint
 from secondsite.journal.store import Doubtful, Store, naming, points_after
-from secondsite.journal.view import DiskView, View, open_disk
+from secondsite.journal.view import DiskView, Sources, View, open_disk
 from secondsite.model.ids import DiskKey, Sequence
 
 
@@ -46,9 +46,9 @@ def open_view(
             if verify:
                 _check_files(store, key, layers, progress)
             doubtful = doubtful_blocks(store, key, folding) if verify else None
-            index, sources = store.merged_index(layers, key)
-            paths = [store.logs.path(file) for file, _ in sources]
-            disks[key] = open_disk(store, key, point, index, paths, files, doubtful)
+            index, found = store.merged_index(layers, key)
+            sources = Sources(store.logs, [file for file, _ in found])
+            disks[key] = open_disk(store, key, point, index, sources, files, doubtful)
     except BaseException:
         for disk in disks.values():
             disk.close()

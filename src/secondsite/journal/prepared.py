@@ -29,7 +29,7 @@ from secondsite.journal.logs import StoredFile
 from secondsite.journal.pins import HeldPin, Reading
 from secondsite.journal.points import Chain, StoredPoint
 from secondsite.journal.store import Store, points_after
-from secondsite.model.ids import DiskKey, Sequence, parse_digest
+from secondsite.model.ids import Digest, DiskKey, Sequence
 from secondsite.model.manifest import FileRef
 
 FORMAT: Final = b"secondsite-prepared/1\n"
@@ -78,8 +78,9 @@ class Prepared:
                 for place in range(_COLUMNS)
             ]
             at += length * _COLUMNS
+            # That they are digests is looked at when their lengths are asked for (`take`).
             files = tuple(
-                StoredFile(FileRef(parse_digest(digest), int(length)), kind)
+                StoredFile(FileRef(Digest(digest), int(length)), kind)
                 for digest, kind, length in disk["files"]
             )
             disks[DiskKey(key)] = PreparedDisk(ExtentLookup(*columns), files)

@@ -12,6 +12,7 @@ it needs neither numpy nor what changes a journal. Opening one in the ordinary w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Seq
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from secondsite.errors import CorruptError, InvalidInputError
 from secondsite.hrl.lookup import BASE, ZERO, ExtentLookup
 from secondsite.journal.base import Base, fill_zeros
-from secondsite.journal.logs import OpenFiles
+from secondsite.journal.logs import LogStore, OpenFiles, StoredFile
 from secondsite.journal.pins import HeldPin
 from secondsite.journal.points import StoredPoint
 from secondsite.journal.prepared import Prepared
@@ -42,6 +43,22 @@ class Extent(NamedTuple):
     zero: bool
 
 
+class Sources:
+    """Where the files of an index lie, by its numbers. A path is made when it is first read: there may be thousands."""
+
+    def __init__(self, logs: LogStore, files: Seq[StoredFile]) -> None:
+        self._logs = logs
+        self._files = files
+        self._paths: dict[int, Path] = {}
+
+    def path(self, source: int) -> Path:
+        """Return where that file lies. Thread-safe: who comes second makes the same path."""
+        path = self._paths.get(source)
+        if path is None:
+            path = self._paths[source] = self._logs.path(self._files[source])
+        return path
+
+
 class DiskView:
     """One disk of a view. Thread-safe."""
 
@@ -51,7 +68,7 @@ class DiskView:
         point: Sequence,
         base: Base,
         index: ExtentLookup,
-        paths: list[Path],
+        sources: Sources,
         files: OpenFiles,
         proof: BaseProof | None,
         size: int,
@@ -61,7 +78,7 @@ class DiskView:
         self.index = index
         self._point = point
         self._base = base
-        self._paths = paths
+        self._sources = sources
         self._files = files
         self._proof = proof
         self._size = size
@@ -87,7 +104,7 @@ class DiskView:
                 continue
             try:
                 if piece.source != BASE:
-                    self._files.readinto(self._paths[piece.source], piece.location, target)
+                    self._files.readinto(self._sources.path(piece.source), piece.location, target)
                 elif self._proof is None:
                     self._base.readinto(piece.offset, target)
                 else:
@@ -201,8 +218,8 @@ def open_prepared(store: Store, path: Path, sequence: Sequence | None, purpose: 
     files = OpenFiles()
     try:
         for key, disk in prepared.disks.items():
-            paths = [store.logs.path(file) for file in disk.files]
-            disks[key] = open_disk(store, key, taken.point, disk.index, paths, files)
+            sources = Sources(store.logs, disk.files)
+            disks[key] = open_disk(store, key, taken.point, disk.index, sources, files)
     except BaseException:
         for view in disks.values():
             view.close()
@@ -216,7 +233,7 @@ def open_disk(
     key: DiskKey,
     point: StoredPoint,
     index: ExtentLookup,
-    paths: list[Path],
+    sources: Sources,
     files: OpenFiles,
     doubtful: Doubtful | None = None,
 ) -> DiskView:
@@ -232,4 +249,4 @@ def open_disk(
         base.close()
         raise
     size = point.manifest.disks[key].size
-    return DiskView(key, point.sequence, base, index, paths, files, proof, size)
+    return DiskView(key, point.sequence, base, index, sources, files, proof, size)

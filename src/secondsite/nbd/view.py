@@ -33,7 +33,7 @@ from secondsite.nbd.server import NbdServer
 
 PREPARED_WAIT_S: Final = 3.0
 """About what it takes to read 3,000 points and their logs here instead."""
-_POLL_S: Final = 0.005
+_POLL_S: Final = 0.002
 _PURPOSE: Final = "view"
 
 

@@ -16,7 +16,7 @@ from secondsite.blocks import DigestTable
 from secondsite.errors import NoSpaceError, UnavailableError
 from secondsite.journal import Journal, apply, scrub
 from secondsite.journal.base import Base
-from secondsite.journal.view import BaseProof
+from secondsite.journal.proof import BaseProof
 from secondsite.model.ids import DiskKey, Sequence
 from secondsite.model.policy import Policy
 from secondsite.model.units import BLOCK
