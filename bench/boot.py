@@ -12,6 +12,7 @@ one (SS-BOOT): it has read 16 MiB of its disk then.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import signal
@@ -56,6 +57,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended
     folder = Path(tempfile.mkdtemp(prefix="ssb-", dir="/tmp"))
     folder.chmod(0o755)
+    # The view's process loads compiled modules as from an installed package, also where the checkout must stay clean.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(folder / "pycache")
     try:
         files = GuestBuilder().build().copy_to(folder / "boot")
         (folder / "n").mkdir()

@@ -95,7 +95,7 @@ def nbd_target(folder: Path) -> Iterator[Target]:
         server = NbdServer(exports, folder / "never-bound")
         yield Target(
             "nbd",
-            ("nbd", "journal/view.py", "hrl/index.py"),
+            ("nbd", "journal/view.py", "hrl/lookup.py"),
             list(_seeds()),
             lambda data: _serve(server, folder, data),
             [

@@ -136,9 +136,15 @@ def _painted(layers: Sequence[ExtentIndex]) -> ExtentIndex | None:
     """Lay all layers over each other at once, each elementary interval going to the newest; None if that would be long."""
     start = np.concatenate([layer.start for layer in layers])
     end = np.concatenate([layer.end for layer in layers])
-    bounds = _distinct(start, end)
-    first = np.searchsorted(bounds, start)
-    covered = np.searchsorted(bounds, end) - first
+    # One sort tells the bounds and where each extent lies among them; looking 90,000 places up takes longer than the sort.
+    values = np.concatenate((start, end))
+    order = np.argsort(values, kind="stable")
+    ascending = values[order]
+    new = np.concatenate(([True], ascending[1:] != ascending[:-1]))
+    bounds = ascending[new]
+    places = np.empty(len(values), np.int64)
+    places[order] = np.cumsum(new) - 1
+    first, covered = places[: len(start)], places[len(start) :] - places[: len(start)]
     total = int(covered.sum())
     if total > _PAINTED_PER_EXTENT * len(start):
         return None
