@@ -91,7 +91,7 @@ def test_an_error_is_kept_once_with_the_time_when_it_began(store: Store) -> None
             health.put(tx, each)
     with store.reading() as tx:
         assert sorted(health.listed(tx), key=lambda each: each.subject) == [worse, other]
-        assert health.listed(tx, subject=Subject.ITEM, subject_id=ITEM) == [worse]
+        assert health.listed(tx, subject=Subject.ITEM, only=[ITEM]) == [worse]
         assert sorted(metrics.errors_by_code(tx)) == [("node-silent", "critical", 1), ("rpo", "critical", 1)]
     with store.transaction() as tx:
         health.remove(tx, [worse.key])
@@ -131,7 +131,7 @@ def test_samples_of_the_same_minute_are_added_up(store: Store) -> None:
         ]
         assert (found[0].rpo_largest_s, found[0].changed_largest) == (7.5, 1 << 50)
         assert samples.shares(tx, NOW.replace(minute=0)) == {ITEM: (24.0, 23)}
-        assert samples.shares(tx, NOW.replace(minute=1), ITEM) == {ITEM: (12.0, 12)}
+        assert samples.shares(tx, NOW.replace(minute=1), [ITEM]) == {ITEM: (12.0, 12)}
 
 
 def test_hours_are_summed_up_once_and_old_samples_go(store: Store) -> None:

@@ -15,6 +15,7 @@ from typing import Final
 
 from secondsite.model.item import ItemState
 from secondsite.service.context import Context
+from secondsite.service.pace import UNPACED, Pace
 from secondsite.service.store import clouds, events, items, jobs, nodes, pruning
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Node
@@ -44,6 +45,10 @@ class Monitor:
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
     _since: datetime | None = field(default=None, init=False)
+    _pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._pace = Pace(self._stop.wait)
 
     def start(self) -> None:
         """Begin."""
@@ -60,7 +65,7 @@ class Monitor:
     def _loop(self) -> None:
         while not self._stop.wait(self.every_s):
             try:
-                look(self.ctx, self._since)
+                look(self.ctx, self._since, self._pace)
                 self._prune()
                 self.ctx.store.checkpoint()
             except Exception:
@@ -78,10 +83,10 @@ class Monitor:
         self.prune_workflows(now - pruning.COMMANDS_KEPT)
 
 
-def look(ctx: Context, since: datetime | None = None) -> None:
+def look(ctx: Context, since: datetime | None = None, pace: Pace = UNPACED) -> None:
     """Look at everything once. Writes only what changed.
 
-    `since`: when the service began to listen; before that no node could be heard.
+    `since`: when the service began to listen; before that no node could be heard. `pace`: it rests while it reads.
     """
     now = ctx.clock()
     with ctx.store.reading() as tx:
@@ -90,10 +95,10 @@ def look(ctx: Context, since: datetime | None = None) -> None:
             for node in nodes.listed(tx, inventory=False)
             if not node.silent and _heard(node, since) < now - SILENT_AFTER
         ]
-        listed, thresholds = items.listed(tx), _thresholds(tx)
+        listed, thresholds = items.listed(tx, pace=pace), _thresholds(tx)
         alerts = [item.id for item in listed if item.rpo_alert != _too_old(thresholds, item, now)]
         ordered = [item.id for item in items.with_orders(tx)]
-        wrong = _wrong(tx, listed, now)
+        wrong = _wrong(tx, listed, now, pace)
     if not (silent or alerts or ordered or wrong):
         return
     with ctx.store.transaction() as tx:
@@ -114,12 +119,12 @@ def look(ctx: Context, since: datetime | None = None) -> None:
             standing.follow(tx, items.get(tx, item_id, lock=True), now)
 
 
-def _wrong(tx: Transaction, listed: Sequence[Item], now: datetime) -> list[events.NewEvent]:
+def _wrong(tx: Transaction, listed: Sequence[Item], now: datetime, pace: Pace) -> list[events.NewEvent]:
     """Return what nodes say that is not as it should be, once per case: the same again after an operation is told anew."""
     known = {node.id: node for node in nodes.listed(tx, revoked=True, inventory=False)}
     found: list[events.NewEvent] = []
     settling = jobs.last_changes_ended(tx)
-    for item in listed:
+    for item in pace.through(listed):
         settled = settling.get(item.id)
         reasons = consistency.source_reasons(item, known, now) + consistency.role_reasons(
             item, known, settled

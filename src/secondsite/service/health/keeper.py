@@ -8,7 +8,7 @@ Writes only what changed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -18,12 +18,14 @@ from secondsite.service.health.replication_rules import MONITORED
 from secondsite.service.health.rule import Finding, level_of
 from secondsite.service.health.vocabulary import Level, Subject
 from secondsite.service.health.watched import Looked
+from secondsite.service.pace import UNPACED, Pace
 from secondsite.service.store import events, health, items, nodes, samples
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.health import Kept
 from secondsite.service.store.records import Item
 from secondsite.service.vocabulary import Severity
 
+_NO_DIGITS: Final = dict.fromkeys(map(ord, "0123456789"))
 SEVERITY: Final = {
     Level.INFORMATION: Severity.INFO,
     Level.WARNING: Severity.WARNING,
@@ -31,34 +33,54 @@ SEVERITY: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What is wrong now and kept otherwise, with what is kept; and what is kept and over."""
+
+    now: datetime
+    changed: Sequence[tuple[Finding, Kept | None]]
+    ended: Sequence[Kept]
+
+
 def keep(ctx: Context) -> None:
     """Compare what is wrong now with what is kept, and write the difference."""
+    with ctx.store.reading() as tx:
+        found = compare(ctx, tx, items.listed(tx))
+    put(ctx, found)
+
+
+def compare(ctx: Context, tx: Transaction, listed: Sequence[Item], pace: Pace = UNPACED) -> Difference:
+    """Look at all items, which were read in this very transaction; what was found is kept in `ctx.watched`, too."""
     now = ctx.clock()
     minute = now.replace(second=0, microsecond=0)
     last = ctx.watched.of(now)
     # The sum over half a day of minutes changes once a minute, when one more is written.
     shares = last.shares if last is not None and last.shares_of == minute else None
-    with ctx.store.reading() as tx:
-        if shares is None:
-            shares = samples.shares(tx, now - MONITORED)
-        listed = items.listed(tx)
-        every = Reader(tx, now, shares=shares).all(listed)
-        kept = {row.key: row for row in health.listed(tx)}
+    if shares is None:
+        shares = samples.shares(tx, now - MONITORED)
+    every = Reader(tx, now, shares=shares).all(listed, pace)
+    kept = {row.key: row for row in health.listed(tx)}
     found = {(finding.subject, finding.subject_id, finding.code): finding for finding in every}
     ctx.watched.put(Looked(now, minute, shares, levels(listed, every)))
     changed = [
-        (finding, row) for key, finding in found.items() if _differs(row := kept.get(key), finding, now)
+        (finding, row)
+        for key, finding in pace.through(found.items())
+        if _differs(row := kept.get(key), finding, now)
     ]
-    ended = [row for key, row in kept.items() if key not in found]
-    if not (changed or ended):
+    return Difference(now, changed, [row for key, row in kept.items() if key not in found])
+
+
+def put(ctx: Context, found: Difference) -> None:
+    """Write the difference, with its events."""
+    if not (found.changed or found.ended):
         return
     with ctx.store.transaction() as tx:
-        for finding, row in changed:
-            _put(tx, finding, row, now)
-        for row in ended:
+        for finding, row in found.changed:
+            _put(tx, finding, row, found.now)
+        for row in found.ended:
             health.remove(tx, [row.key])
             if row.told:
-                _tell_end(tx, row, now)
+                _tell_end(tx, row, found.now)
 
 
 def levels(listed: Sequence[Item], every: Iterable[Finding]) -> dict[str, str]:
@@ -84,7 +106,7 @@ def _differs(row: Kept | None, finding: Finding, now: datetime) -> bool:
 
 
 def _words(message: str) -> str:
-    return "".join(letter for letter in message if not letter.isdigit())
+    return message.translate(_NO_DIGITS)
 
 
 def _put(tx: Transaction, finding: Finding, row: Kept | None, now: datetime) -> None:

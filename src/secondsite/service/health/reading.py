@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 from secondsite.model.ids import ItemId, NodeId
@@ -11,6 +12,7 @@ from secondsite.service.health import rules
 from secondsite.service.health.facts import ItemFacts, NodeFacts, Share, VaultFacts
 from secondsite.service.health.replication_rules import MONITORED
 from secondsite.service.health.rule import Finding
+from secondsite.service.pace import UNPACED, Pace
 from secondsite.service.store import clouds, health, items, jobs, nodes, samples
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Job, Node
@@ -20,14 +22,14 @@ from secondsite.service.vocabulary import JobState
 class Reader:
     """What all facts of one answer share, read once.
 
-    only: when a single item is asked for. shares: what `samples.shares` returned a moment ago, if somebody keeps it.
+    only: when some items are asked for, not all. shares: what `samples.shares` returned a moment ago, if somebody keeps it.
     """
 
     def __init__(
         self,
         tx: Transaction,
         now: datetime,
-        only: ItemId | None = None,
+        only: Collection[ItemId] | None = None,
         shares: Mapping[str, tuple[float, int]] | None = None,
     ) -> None:
         self._tx = tx
@@ -40,9 +42,9 @@ class Reader:
             mapping.id: policies[mapping.policy_id] for mapping in clouds.list_mappings(tx)
         }
         self._shares = samples.shares(tx, now - MONITORED, only) if shares is None else shares
-        # For all items in two reads: one by one, 1,000 items take 2,000 of them.
-        self._active = None if only is not None else jobs.active_changes(tx)
-        self._settled = None if only is not None else jobs.last_changes_ended(tx)
+        # In two reads: one by one, 1,000 items take 2,000 of them.
+        self._active = jobs.active_changes(tx)
+        self._settled = jobs.last_changes_ended(tx, only)
         self._application = health.newest_application_points(tx)
         self._diverged = health.diverged_points(tx)
 
@@ -58,9 +60,7 @@ class Reader:
             item=item,
             policy=self._policies[item.cloud_mapping_id],
             nodes=self.nodes,
-            settled=jobs.last_change_ended(self._tx, item.id)
-            if self._settled is None
-            else self._settled.get(item.id),
+            settled=self._settled.get(item.id),
             waits_for=waits_for,
             share=Share(expected, done),
             application_point=self._application.get(item.id),
@@ -69,18 +69,19 @@ class Reader:
 
     def active_change(self, item: Item) -> Job | None:
         """Return the unfinished job that changes the item, or None."""
-        return jobs.active_change(self._tx, item.id) if self._active is None else self._active.get(item.id)
+        return self._active.get(item.id)
 
-    def all(self, listed: Sequence[Item] | None = None) -> list[Finding]:
+    def all(self, listed: Sequence[Item] | None = None, pace: Pace = UNPACED) -> list[Finding]:
         """Return everything that is wrong with items, nodes and the vault. `listed`: the items, if they were read already."""
         found: list[Finding] = []
         if listed is None:
             listed = items.listed(self._tx)
-        for item in listed:
+        for item in pace.through(listed):
             found += rules.of_item(self.item(item))
+        # An item's nodes are two.
+        parts = Counter(node for item in listed for node in (item.primary_node_id, item.recovery_node_id))
         for node in self.nodes.values():
-            part = sum(node.id in {item.primary_node_id, item.recovery_node_id} for item in listed)
-            found += rules.of_node(NodeFacts(now=self._now, node=node, items=part))
+            found += rules.of_node(NodeFacts(now=self._now, node=node, items=parts[node.id]))
         receivers, failing = health.receivers(self._tx)
         found += rules.of_vault(
             VaultFacts(now=self._now, items=len(listed), receivers=receivers, failing=failing)

@@ -27,13 +27,17 @@ OWN_PHASES: Final = frozenset({"stopped", "held", "resync-required"})
 """Phases of a source that a rule of their own tells, with the error that led there."""
 
 
-def _of_consistency(code: str) -> Callable[[ItemFacts], str | None]:
+def _of_source(code: str) -> Callable[[ItemFacts], str | None]:
     def holds(facts: ItemFacts) -> str | None:
         found = consistency.source_reasons(facts.item, facts.nodes, facts.now)
-        found += consistency.role_reasons(facts.item, facts.nodes, facts.settled)
         return next((reason.message for reason in found if reason.code == code), None)
 
     return holds
+
+
+def _inconsistent(facts: ItemFacts) -> str | None:
+    found = consistency.role_reasons(facts.item, facts.nodes, facts.settled)
+    return next((reason.message for reason in found if reason.code == "inconsistent"), None)
 
 
 def _said(error: Mapping[str, Any]) -> str:
@@ -54,7 +58,7 @@ def _cannot_send(facts: ItemFacts) -> str | None:
 
 
 def _stopped(facts: ItemFacts) -> str | None:
-    found = _of_consistency("replication-stopped")(facts)
+    found = _of_source("replication-stopped")(facts)
     error = _error(facts.source)
     return found if found is None or error is None else f"{found}: {_said(error)}"
 
@@ -250,7 +254,7 @@ REPLICATION_RULES: Final[tuple[Rule[ItemFacts], ...]] = (
         summary="the source node says nothing of the item",
         causes=("the node lost its record of the item", "the record is damaged"),
         action="look at the node's log",
-        holds=_of_consistency("report-missing"),
+        holds=_of_source("report-missing"),
         told=False,
     ),
     Rule(
@@ -260,7 +264,7 @@ REPLICATION_RULES: Final[tuple[Rule[ItemFacts], ...]] = (
         summary="a node has another role or epoch than the service believes",
         causes=("a node was restored from a backup", "the service's database was restored from a backup"),
         action="find out where the machine runs and let no second copy of it run",
-        holds=_of_consistency("inconsistent"),
+        holds=_inconsistent,
         told=False,
     ),
     Rule(

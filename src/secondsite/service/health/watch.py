@@ -10,14 +10,21 @@ from datetime import datetime
 from typing import Final
 
 from secondsite.service.context import Context
-from secondsite.service.health.keeper import keep
+from secondsite.service.health.keeper import compare, put
 from secondsite.service.health.metering import Metering
+from secondsite.service.pace import Pace
 from secondsite.service.store import clouds, items, samples
+from secondsite.service.store.database import Transaction
+from secondsite.service.store.records import Item
 from secondsite.service.store.samples import Meter, Sample
 
 log = logging.getLogger("secondsite.service")
 
 EVERY_S: Final = 5.0
+WRITTEN_AT_ONCE: Final = 50
+"""Samples in one transaction."""
+SUMMED_AT_ONCE: Final = 5
+"""Items of which the minutes of an hour are read in one transaction."""
 
 
 @dataclass(slots=True)
@@ -30,6 +37,10 @@ class HealthWatch:
     _hour: datetime | None = field(default=None, init=False)
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
+    _pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._pace = Pace(self._stop.wait)
 
     def start(self) -> None:
         """Begin."""
@@ -50,33 +61,56 @@ class HealthWatch:
             log.exception("the minute that had begun could not be written")
 
     def look(self) -> None:
-        """Look once."""
-        self._meter()
-        keep(self.ctx)
-
-    def _meter(self) -> None:
+        """Look once. The items are read once for the figures and for what is wrong; it rests in between."""
         now = self.ctx.clock()
         with self.ctx.store.reading() as tx:
-            if self._metering is None:
-                self._metering = Metering(samples.find_meters(tx))
-            frequencies = {policy.id: policy.policy.copy_frequency_s for policy in clouds.list_policies(tx)}
-            policies = {mapping.id: mapping.policy_id for mapping in clouds.list_mappings(tx)}
-            listed = [(item, frequencies[policies[item.cloud_mapping_id]]) for item in items.listed(tx)]
-        self._write(*self._metering.look(listed, now))
+            listed = items.listed(tx, pace=self._pace)
+            complete, meters = self._meter(tx, listed, now)
+            found = None if complete else compare(self.ctx, tx, listed, self._pace)
+        if found is None:
+            # What is wrong depends on the figures of the minute that is over: after they were written.
+            self._write(complete, meters)
+            self._sum_up(now)
+            with self.ctx.store.reading() as tx:
+                found = compare(self.ctx, tx, items.listed(tx, pace=self._pace), self._pace)
+        else:
+            self._sum_up(now)
+        put(self.ctx, found)
+
+    def _meter(
+        self, tx: Transaction, listed: Sequence[Item], now: datetime
+    ) -> tuple[Sequence[Sample], Sequence[Meter]]:
+        if self._metering is None:
+            self._metering = Metering(samples.find_meters(tx))
+        frequencies = {policy.id: policy.policy.copy_frequency_s for policy in clouds.list_policies(tx)}
+        by_mapping = {mapping.id: frequencies[mapping.policy_id] for mapping in clouds.list_mappings(tx)}
+        pairs = ((item, by_mapping[item.cloud_mapping_id]) for item in self._pace.through(listed))
+        return self._metering.look(pairs, now)
+
+    def _sum_up(self, now: datetime) -> None:
         hour = now.replace(minute=0, second=0, microsecond=0)
-        if hour != self._hour:
-            with self.ctx.store.transaction() as tx:
-                samples.sum_up(tx, now)
-            self._hour = hour
+        if hour == self._hour:
+            return
+        with self.ctx.store.reading() as tx:
+            missing = samples.unsummed(tx, now)
+        for begin, wanted in missing:
+            for first in range(0, len(wanted), SUMMED_AT_ONCE):
+                with self.ctx.store.transaction() as tx:
+                    samples.sum_up_hour(tx, begin, wanted[first : first + SUMMED_AT_ONCE])
+                self._pace.rest(self._pace.rest_s)
+        with self.ctx.store.transaction() as tx:
+            samples.prune(tx, now)
+        self._hour = hour
 
     def _write(self, complete: Sequence[Sample], meters: Sequence[Meter]) -> None:
-        if not complete:
-            return
-        with self.ctx.store.transaction() as tx:
-            for sample in complete:
-                samples.add(tx, sample)
-            for meter in meters:
-                samples.put_meter(tx, meter)
+        """Write samples, each with its meter. Some at a time: all of 1,000 items kept every other writer waiting for a second."""
+        for first in range(0, len(complete), WRITTEN_AT_ONCE):
+            some = slice(first, first + WRITTEN_AT_ONCE)
+            with self.ctx.store.transaction() as tx:
+                samples.add_all(tx, complete[some])
+                samples.put_meters(tx, meters[some])
+            if complete[some.stop :]:
+                self._pace.rest(self._pace.rest_s)
 
     def _loop(self) -> None:
         while not self._stop.wait(self.every_s):

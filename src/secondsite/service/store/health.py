@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -36,13 +36,15 @@ class Kept:
         return self.subject, self.subject_id, self.code
 
 
-def listed(tx: Transaction, *, subject: Subject | None = None, subject_id: str | None = None) -> list[Kept]:
-    """Return what is true now, all of it or that of one subject."""
+def listed(
+    tx: Transaction, *, subject: Subject | None = None, only: Collection[str] | None = None
+) -> list[Kept]:
+    """Return what is true now, all of it, that of one kind of subject, or that of the subjects with these ids."""
     statement = sa.select(health_errors)
     if subject is not None:
         statement = statement.where(health_errors.c.subject == subject.value)
-    if subject_id is not None:
-        statement = statement.where(health_errors.c.subject_id == subject_id)
+    if only is not None:
+        statement = statement.where(health_errors.c.subject_id.in_(list(only)))
     return rows.listed(tx, Kept, statement)
 
 

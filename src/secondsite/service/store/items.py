@@ -5,6 +5,7 @@ Every change of an item's state goes through `move`, which takes the event to wr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 from secondsite.errors import NotFoundError
 from secondsite.model.ids import ItemId, NodeId, PolicyId
 from secondsite.model.item import ItemState, TestState
+from secondsite.service.pace import UNPACED, Pace
 from secondsite.service.store import events, rows
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, WritableSide
@@ -55,8 +57,9 @@ def listed(
     after: Item | None = None,
     limit: int | None = None,
     reports: bool = True,
+    pace: Pace = UNPACED,
 ) -> list[Item]:
-    """Return items by name, all or those of a node or a policy; disabled ones only if asked for.
+    """Return items by name, all or those of a node or a policy; disabled ones only if asked for. It rests as `pace` says.
 
     after, limit: at most so many of those that come after that one. reports: whether they come with what their nodes said
     last, which is most of an item and has to be parsed; else it is None.
@@ -78,7 +81,7 @@ def listed(
         statement = statement.join(cloud_mappings, cloud_mappings.c.id == items.c.cloud_mapping_id).where(
             cloud_mappings.c.policy_id == policy
         )
-    return rows.listed(tx, Item, statement)
+    return list(pace.through(rows.each(tx, Item, statement)))
 
 
 def with_orders(tx: Transaction) -> list[Item]:
@@ -94,6 +97,23 @@ def protected_machines(tx: Transaction) -> set[str]:
         sa.select(items.c.vm_uuid, items.c.primary_vm, items.c.recovery_vm).where(items.c.deleted.is_(None))
     )
     return {value for row in found for value in row if value is not None}
+
+
+def counts_by_nodes(tx: Transaction) -> dict[NodeId, int]:
+    """Return for each node that has a part in one how many items it has a part in."""
+    parts = (items.c.primary_node_id, items.c.recovery_node_id)
+    statement = sa.select(*parts, sa.func.count().label("items")).where(items.c.deleted.is_(None))
+    counts: Counter[NodeId] = Counter()
+    for row in tx.execute(statement.group_by(*parts)):
+        counts[NodeId(row.primary_node_id)] += row.items
+        counts[NodeId(row.recovery_node_id)] += row.items
+    return dict(counts)
+
+
+def states(tx: Transaction) -> dict[ItemId, ItemState]:
+    """Return the state of each item that is not disabled."""
+    found = tx.execute(sa.select(items.c.id, items.c.state).where(items.c.deleted.is_(None)))
+    return {ItemId(item_id): ItemState(state) for item_id, state in found.tuples()}
 
 
 def count_of_node(tx: Transaction, node: NodeId) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -99,8 +100,8 @@ def active_changes(tx: Transaction) -> dict[str, Job]:
     return {str(job.item_id): job for job in rows.listed(tx, Job, statement)}
 
 
-def last_changes_ended(tx: Transaction) -> dict[str, datetime]:
-    """Return for each item when the last job that changed it ended, if one did: one pass instead of one read per item."""
+def last_changes_ended(tx: Transaction, only: Collection[str] | None = None) -> dict[str, datetime]:
+    """Return for each item (or each of `only`) when the last job that changed it ended, if one did: one pass instead of one read per item."""
     statement = (
         sa.select(jobs.c.item_id, sa.func.max(jobs.c.ended, type_=UtcTime).label("newest"))
         .where(
@@ -110,23 +111,9 @@ def last_changes_ended(tx: Transaction) -> dict[str, datetime]:
         )
         .group_by(jobs.c.item_id)
     )
+    if only is not None:
+        statement = statement.where(jobs.c.item_id.in_(list(only)))
     return {row.item_id: row.newest for row in tx.execute(statement)}
-
-
-def last_change_ended(tx: Transaction, item_id: ItemId) -> datetime | None:
-    """Return when the last job that changed the item ended, or None."""
-    statement = (
-        sa.select(jobs.c.ended)
-        .where(
-            jobs.c.item_id == item_id,
-            jobs.c.ended.is_not(None),
-            jobs.c.operation.in_(sorted(CHANGE_OPERATIONS)),
-        )
-        .order_by(jobs.c.ended.desc())
-        .limit(1)
-    )
-    found: datetime | None = tx.execute(statement).scalar()
-    return found
 
 
 def listed(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -12,6 +13,19 @@ from secondsite.service.store import rows
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Node, RegistrationKey
 from secondsite.service.store.tables import cloud_members, nodes, registration_keys
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Of an inventory: the host, how many machines it has, and how tickets are taken there."""
+
+    host: Any
+    vms: int
+    kerberos: Any
+
+
+NOTHING_TOLD: Final = Summary(None, 0, None)
+"""Of a node that has sent none."""
 
 
 def add(tx: Transaction, values: dict[str, Any]) -> None:
@@ -64,6 +78,20 @@ def listed(
     if not revoked:
         statement = statement.where(nodes.c.revoked.is_(False))
     return rows.listed(tx, Node, statement)
+
+
+def summaries(tx: Transaction, node_id: NodeId | None = None) -> dict[NodeId, Summary]:
+    """Return what lists show of the nodes' inventories. The database picks it out of them: parsed here, 20 of them take 30 ms."""
+    told = nodes.c.inventory
+    statement = sa.select(
+        nodes.c.id,
+        told["host"].label("host"),
+        sa.func.json_array_length(told["vms"]).label("vms"),
+        told["kerberos"].label("kerberos"),
+    ).where(told.is_not(None))
+    if node_id is not None:
+        statement = statement.where(nodes.c.id == node_id)
+    return {NodeId(row.id): Summary(row.host, row.vms or 0, row.kerberos) for row in tx.execute(statement)}
 
 
 def removed(tx: Transaction) -> list[NodeId]:

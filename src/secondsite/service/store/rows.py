@@ -1,14 +1,15 @@
-"""The three ways in which every aggregate reads rows."""
+"""The ways in which every aggregate reads rows."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
 from secondsite.errors import NotFoundError
 from secondsite.service.store.database import Transaction
-from secondsite.service.store.records import make
+from secondsite.service.store.records import make, maker
 
 R = TypeVar("R")
 
@@ -29,4 +30,11 @@ def get(tx: Transaction, record: type[R], statement: sa.Select[Any], what: str) 
 
 def listed(tx: Transaction, record: type[R], statement: sa.Select[Any]) -> list[R]:
     """Return all rows as records."""
-    return [make(record, row) for row in tx.execute(statement)]
+    return list(each(tx, record, statement))
+
+
+def each(tx: Transaction, record: type[R], statement: sa.Select[Any]) -> Iterator[R]:
+    """Yield all rows as records, one by one: for who has to look at many, and lets others go first meanwhile."""
+    found = tx.execute(statement)
+    build = maker(record, list(found.keys()))
+    return (build(row) for row in found)

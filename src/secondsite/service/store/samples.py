@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -58,18 +58,44 @@ class Meter:
     time: datetime
 
 
+_FIELDS: Final = tuple(field.name for field in fields(Sample))
+
+
 def add(tx: Transaction, sample: Sample) -> None:
     """Keep a sample; one of the same minute (of a service that ended in it) is added up with it."""
-    of_it = sa.and_(
-        samples.c.item_id == sample.item_id,
-        samples.c.step == sample.step.value,
-        samples.c.time == sample.time,
+    add_all(tx, [sample])
+
+
+def add_all(tx: Transaction, new: Sequence[Sample]) -> None:
+    """Keep samples, each of another item, minute or hour, by few statements."""
+    if not new:
+        return
+    of_them = sa.and_(
+        samples.c.item_id.in_(sorted({sample.item_id for sample in new})),
+        samples.c.step.in_(sorted({sample.step.value for sample in new})),
+        samples.c.time.in_(sorted({sample.time for sample in new})),
     )
-    there = rows.find(tx, Sample, sa.select(samples).where(of_it))
-    if there is not None:
-        sample = together([there, sample], sample.step, sample.time)
-        tx.execute(sa.delete(samples).where(of_it))
-    tx.execute(sa.insert(samples).values({**asdict(sample), "step": sample.step.value}))
+    there = {_key(sample): sample for sample in rows.listed(tx, Sample, sa.select(samples).where(of_them))}
+    whole = []
+    for sample in new:
+        before = there.get(_key(sample))
+        if before is not None:
+            tx.execute(
+                sa.delete(samples).where(
+                    samples.c.item_id == sample.item_id,
+                    samples.c.step == sample.step.value,
+                    samples.c.time == sample.time,
+                )
+            )
+        whole.append(sample if before is None else together([before, sample], sample.step, sample.time))
+    tx.execute(
+        sa.insert(samples),
+        [{name: getattr(sample, name) for name in _FIELDS} | {"step": sample.step.value} for sample in whole],
+    )
+
+
+def _key(sample: Sample) -> tuple[str, Step, datetime]:
+    return sample.item_id, sample.step, sample.time
 
 
 def together(found: Iterable[Sample], step: Step, time: datetime) -> Sample:
@@ -109,8 +135,10 @@ def listed(tx: Transaction, item_id: ItemId, step: Step, since: datetime) -> lis
     )
 
 
-def shares(tx: Transaction, since: datetime, item_id: ItemId | None = None) -> dict[str, tuple[float, int]]:
-    """Return for each item how many cycles were expected and done in the minutes after."""
+def shares(
+    tx: Transaction, since: datetime, only: Collection[ItemId] | None = None
+) -> dict[str, tuple[float, int]]:
+    """Return for each item, or each of `only`, how many cycles were expected and done in the minutes after."""
     statement = (
         sa.select(
             samples.c.item_id,
@@ -122,8 +150,8 @@ def shares(tx: Transaction, since: datetime, item_id: ItemId | None = None) -> d
     )
     # Naming the items lets the database look into the key, whose first column they are: half a day of 1,000 items is 720,000
     # rows among 1.5 million.
-    wanted = samples.c.item_id.in_(sa.select(items.c.id)) if item_id is None else samples.c.item_id == item_id
-    statement = statement.where(wanted)
+    named = sa.select(items.c.id) if only is None else list(only)
+    statement = statement.where(samples.c.item_id.in_(named))
     return {row.item_id: (float(row.asked), int(row.done)) for row in tx.execute(statement)}
 
 
@@ -133,27 +161,41 @@ def sum_up(tx: Transaction, now: datetime) -> None:
     Only the minutes of hours that are missing are read, and of one hour at a time: the minutes of a day of 1,000 items are
     1.5 million rows.
     """
-    hour = now.replace(minute=0, second=0, microsecond=0)
-    first = hour - KEPT[Step.MINUTE]
-    begin = first
-    while begin < hour:
-        for parts in _unsummed(tx, begin):
-            add(tx, together(parts, Step.HOUR, begin))
-        begin += timedelta(hours=1)
+    for begin, missing in unsummed(tx, now):
+        sum_up_hour(tx, begin, missing)
+    prune(tx, now)
+
+
+def prune(tx: Transaction, now: datetime) -> None:
+    """Forget what is too old. What is not summed up yet is not that old."""
     for step, kept in KEPT.items():
         known = samples.c.item_id.in_(sa.select(items.c.id))
         old = sa.and_(known, samples.c.step == step.value, samples.c.time < now - kept)
         tx.execute(sa.delete(samples).where(old))
 
 
-def _unsummed(tx: Transaction, begin: datetime) -> Iterator[list[Sample]]:
-    """Yield the minutes of an hour, item by item, of the items that have no sample of that hour yet."""
+def unsummed(tx: Transaction, now: datetime) -> list[tuple[datetime, list[ItemId]]]:
+    """Return the hours that are complete with the items that have no sample of them yet."""
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    begin = hour - KEPT[Step.MINUTE]
+    found = []
     summed = samples.alias()
-    there = sa.exists().where(
-        summed.c.item_id == items.c.id, summed.c.step == Step.HOUR.value, summed.c.time == begin
-    )
-    missing = [row.id for row in tx.execute(sa.select(items.c.id).where(~there))]
-    for item_id in missing:
+    while begin < hour:
+        there = sa.exists().where(
+            summed.c.item_id == items.c.id, summed.c.step == Step.HOUR.value, summed.c.time == begin
+        )
+        found.append((begin, [ItemId(row.id) for row in tx.execute(sa.select(items.c.id).where(~there))]))
+        begin += timedelta(hours=1)
+    return found
+
+
+def sum_up_hour(tx: Transaction, begin: datetime, missing: Sequence[ItemId]) -> None:
+    """Make the samples of this hour of these items, which have none yet: again, it would add them up."""
+    add_all(tx, [together(parts, Step.HOUR, begin) for parts in _minutes_of(tx, begin, missing)])
+
+
+def _minutes_of(tx: Transaction, begin: datetime, wanted: Sequence[ItemId]) -> Iterator[list[Sample]]:
+    for item_id in wanted:
         minutes = sa.select(samples).where(
             samples.c.item_id == item_id,
             samples.c.step == Step.MINUTE.value,
@@ -171,7 +213,18 @@ def find_meters(tx: Transaction) -> dict[str, Meter]:
 
 def put_meter(tx: Transaction, meter: Meter) -> None:
     """Note where the counting of an item stands."""
-    values: dict[str, Any] = asdict(meter)
-    changed = tx.execute(sa.update(meters).where(meters.c.item_id == meter.item_id).values(**values))
-    if changed.rowcount == 0:
-        tx.execute(sa.insert(meters).values(**values))
+    put_meters(tx, [meter])
+
+
+def put_meters(tx: Transaction, new: Sequence[Meter]) -> None:
+    """Note where the counting of several items stands."""
+    ids = [meter.item_id for meter in new]
+    known = {row.item_id for row in tx.execute(sa.select(meters.c.item_id).where(meters.c.item_id.in_(ids)))}
+    changed = [asdict(meter) | {"_item": meter.item_id} for meter in new if meter.item_id in known]
+    if changed:
+        names: dict[str, object] = {
+            name: sa.bindparam(name) for name in changed[0] if name not in {"_item", "item_id"}
+        }
+        tx.execute(sa.update(meters).where(meters.c.item_id == sa.bindparam("_item")).values(names), changed)
+    if added := [asdict(meter) for meter in new if meter.item_id not in known]:
+        tx.execute(sa.insert(meters), added)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -18,14 +19,18 @@ from secondsite.service.store.records import Item, Job
 
 
 class ItemHealth:
-    """The health of items at one instant. `only`: when a single item is asked for. `looked`: the health watch's last look."""
+    """The health of items at one instant. `only`: when some are asked for, not all. `looked`: the health watch's last look."""
 
     def __init__(
-        self, tx: Transaction, now: datetime, only: ItemId | None = None, looked: Looked | None = None
+        self,
+        tx: Transaction,
+        now: datetime,
+        only: Collection[ItemId] | None = None,
+        looked: Looked | None = None,
     ) -> None:
         self._reader = Reader(tx, now, only, None if looked is None else looked.shares)
         self._now = now
-        self._since = {row.key: row.since for row in health.listed(tx, subject=Subject.ITEM, subject_id=only)}
+        self._since = {row.key: row.since for row in health.listed(tx, subject=Subject.ITEM, only=only)}
 
     def of(self, item: Item) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return the level with its reasons (no information among them), and the full list of health errors."""

@@ -7,14 +7,15 @@ instead: the console and the command line show what the service would answer, an
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from secondsite.model.ids import NodeId
+from secondsite.model.ids import ItemId, NodeId
 from secondsite.model.item import allowed_operations
 from secondsite.service.context import Context
 from secondsite.service.health.metering import MEASURED
+from secondsite.service.health.watched import Looked
 from secondsite.service.store import clouds, commands, items, jobs, nodes, points, vaults
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Job, Node, Point, Task
@@ -30,7 +31,7 @@ def item_view(ctx: Context, item_ref: str) -> dict[str, Any]:
     with ctx.store.reading() as tx:
         item, now = items.get(tx, item_ref), ctx.clock()
         writable = items.writable_sides_of(tx, [item.id])
-        return _item(tx, item, now, _Names(tx), ItemHealth(tx, now, item.id), writable)
+        return _item(tx, item, now, _Names(tx), ItemHealth(tx, now, [item.id]), writable)
 
 
 def item_views(
@@ -39,10 +40,12 @@ def item_views(
     """Return items by name: all, or at most `limit` of those that come after the item `after`."""
     with ctx.store.reading() as tx:
         names, now = _Names(tx), ctx.clock()
-        healths = ItemHealth(tx, now, looked=ctx.watched.of(now))
         last = None if after is None else items.get(tx, after)
         listed = items.listed(tx, deleted=deleted, after=last, limit=limit)
-        writable = items.writable_sides_of(tx, [item.id for item in listed])
+        ids = [item.id for item in listed]
+        only = ids if len(ids) <= items.IDS_MAX else None
+        healths = ItemHealth(tx, now, only, looked=ctx.watched.of(now))
+        writable = items.writable_sides_of(tx, ids)
         return [_item(tx, item, now, names, healths, writable) for item in listed]
 
 
@@ -74,13 +77,19 @@ def node_views(ctx: Context, *, revoked: bool = False) -> list[dict[str, Any]]:
     """Return nodes by name."""
     with ctx.store.reading() as tx:
         names, now = _Names(tx), ctx.clock()
-        return [_node(tx, node, now, names) for node in nodes.listed(tx, revoked=revoked)]
+        told, counts = nodes.summaries(tx), items.counts_by_nodes(tx)
+        return [
+            _node(node, now, names, told.get(node.id, nodes.NOTHING_TOLD), counts.get(node.id, 0))
+            for node in nodes.listed(tx, revoked=revoked, inventory=False)
+        ]
 
 
 def node_view(ctx: Context, id_or_name: str) -> dict[str, Any]:
     """Return one node."""
     with ctx.store.reading() as tx:
-        return _node(tx, nodes.get(tx, id_or_name), ctx.clock(), _Names(tx))
+        node = nodes.get(tx, id_or_name)
+        told = nodes.summaries(tx, node.id).get(node.id, nodes.NOTHING_TOLD)
+        return _node(node, ctx.clock(), _Names(tx), told, items.count_of_node(tx, node.id))
 
 
 def network_views(ctx: Context) -> list[dict[str, Any]]:
@@ -106,28 +115,34 @@ def vault_view(ctx: Context) -> dict[str, Any]:
         vault, now = vaults.get_vault(tx), ctx.clock()
         looked = ctx.watched.of(now)
         # The watch has looked at every item some seconds ago; who came since has its level from his own look.
-        listed = items.listed(tx, reports=looked is None or not looked.levels)
-        healths = None
-        levels: Counter[str] = Counter()
-        for item in listed:
-            level = None if looked is None else looked.levels.get(item.id)
-            if level is None:
-                healths = healths or ItemHealth(tx, now, looked=looked)
-                level = healths.of(items.get(tx, item.id) if looked else item)[0]["level"]
-            levels[level] += 1
+        states = items.states(tx)
+        known_levels = {} if looked is None else looked.levels
+        levels = Counter(known_levels[item] for item in states if item in known_levels)
+        levels += _levels(tx, now, [item for item in states if item not in known_levels], looked)
         known = nodes.listed(tx, inventory=False)
         return {
             "name": vault.name,
             "created": vault.created,
             "ca_fingerprint": ctx.authority.fingerprint,
             "items": {
-                "total": len(listed),
-                "by_state": dict(Counter(item.state.value for item in listed)),
+                "total": len(states),
+                "by_state": dict(Counter(state.value for state in states.values())),
                 "by_health": dict(levels),
             },
             "nodes": {"total": len(known), "silent": sum(node.silent for node in known)},
             "jobs_active": len(jobs.unfinished(tx)),
         }
+
+
+def _levels(tx: Transaction, now: datetime, wanted: Sequence[ItemId], looked: Looked | None) -> Counter[str]:
+    """Return how many of these items have each level: those that the watch has not looked at."""
+    if not wanted:
+        return Counter()
+    some = len(wanted) <= items.IDS_MAX
+    listed = [items.get(tx, item) for item in wanted] if some else items.listed(tx)
+    healths = ItemHealth(tx, now, wanted if some else None, looked=looked)
+    asked = frozenset(wanted)
+    return Counter(healths.of(item)[0]["level"] for item in listed if item.id in asked)
 
 
 class _Names:
@@ -307,7 +322,7 @@ def _task(task: Task) -> dict[str, Any]:
     }
 
 
-def _node(tx: Transaction, node: Node, now: datetime, names: _Names) -> dict[str, Any]:
+def _node(node: Node, now: datetime, names: _Names, told: nodes.Summary, items_of_it: int) -> dict[str, Any]:
     return {
         "id": node.id,
         "name": node.name,
@@ -321,9 +336,9 @@ def _node(tx: Transaction, node: Node, now: datetime, names: _Names) -> dict[str
         "seen_s": None if node.last_seen is None else max(0.0, (now - node.last_seen).total_seconds()),
         "alive": node.last_seen is not None and not node.silent and not node.revoked,
         "revoked": node.revoked,
-        "host": (node.inventory or {}).get("host"),
-        "vms": len((node.inventory or {}).get("vms", [])),
-        "items": items.count_of_node(tx, node.id),
+        "host": told.host,
+        "vms": told.vms,
+        "items": items_of_it,
         "inventory_time": node.inventory_time,
-        "kerberos": (node.inventory or {}).get("kerberos"),
+        "kerberos": told.kerberos,
     }
