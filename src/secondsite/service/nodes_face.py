@@ -54,7 +54,7 @@ class NodesFace:
     def close(self) -> None:
         """Send waiting polls home."""
         self._closing = True
-        self._ctx.store.bell.ring()
+        self._ctx.store.calls.ring()
 
     def _enrol(self, request: Request) -> Mapping[str, Any]:
         body = request.json()
@@ -92,7 +92,7 @@ class NodesFace:
         reports.sign_of_life(self._ctx, node)
         mark = body.get("removed")
         deadline = time.monotonic() + min(max(wait_s, 0.0), POLL_MAX_S)
-        bell = self._ctx.store.bell
+        bell = self._ctx.store.calls
         while True:
             seen = bell.count
             found = self._take(node, running)

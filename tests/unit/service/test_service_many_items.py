@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import pytest
 
 from secondsite.model.ids import ItemId
 from secondsite.service.context import Actor
+from secondsite.service.health import watch as watching
 from secondsite.service.health.keeper import keep
-from secondsite.service.store import items, points
+from secondsite.service.health.vocabulary import Step
+from secondsite.service.health.watch import HealthWatch
+from secondsite.service.store import items, points, samples
 from secondsite.service.store.records import Item
 from secondsite.service.usecases import protect, reports, views
 from secondsite.service.vocabulary import Role
@@ -108,3 +112,100 @@ def test_the_vault_looks_for_itself_when_the_last_look_is_long_ago(world: World)
     assert views.vault_view(world.ctx)["items"]["by_health"] == {level: shown.count(level) for level in shown}
     assert world.ctx.watched.of(world.clock()) is None
     assert world.ctx.watched.of(world.clock() - timedelta(hours=1)) is not None
+
+
+def test_an_item_that_came_after_the_last_look_is_counted_by_its_own(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(world.ctx)
+    looked = world.ctx.watched.of(world.clock())
+    assert looked is not None
+    item = listed(world)["mail"]
+    entry = {
+        "item": item.id,
+        "role": "source",
+        "phase": "delta",
+        "error": {"code": "x", "message": "broken"},
+    }
+    reports.take_report(world.ctx, item.source_node_id, {"items": [entry]})
+    others = {item_id: level for item_id, level in looked.levels.items() if item_id != item.id}
+    world.ctx.watched.put(replace(looked, levels=others))
+    levels = views.vault_view(world.ctx)["items"]["by_health"]
+    assert (levels.pop("critical"), sum(levels.values())) == (1, 2)
+    monkeypatch.setattr(items, "IDS_MAX", 0)  # too many to name them in a statement
+    assert views.vault_view(world.ctx)["items"]["by_health"] == {"critical": 1, **levels}
+
+
+def test_a_page_shows_the_health_that_the_whole_list_shows(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = {"code": "x", "message": "broken"}
+    item = listed(world)["mail"]
+    entry = {"item": item.id, "role": "source", "phase": "delta", "error": error}
+    reports.take_report(world.ctx, item.source_node_id, {"items": [entry]})
+    keep(world.ctx)
+    world.clock.turn(seconds=120)  # an error's `since` is older than now
+    page = views.item_views(world.ctx, limit=2)
+    monkeypatch.setattr(items, "IDS_MAX", 0)
+    assert views.item_views(world.ctx, limit=2) == page
+    assert page[1]["health"]["level"] == "critical"
+    assert page[1]["health_errors"][0]["since"] < world.clock()
+
+
+def test_nodes_are_listed_as_each_is_shown(world: World) -> None:
+    shown = {view["name"]: view for view in views.node_views(world.ctx)}
+    assert list(shown.values()) == [views.node_view(world.ctx, name) for name in shown]
+    assert {name: (view["vms"], view["items"]) for name, view in shown.items()}["host-ams"] == (3, 3)
+
+
+def test_a_look_reads_the_items_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = HealthWatch(world.ctx)
+    watch.look()
+    reads: list[int] = []
+    usual = items.listed
+
+    def counted(*args: Any, **options: Any) -> list[Item]:
+        reads.append(1)
+        return usual(*args, **options)
+
+    monkeypatch.setattr(items, "listed", counted)
+    world.clock.turn(seconds=1)
+    watch.look()
+    assert len(reads) == 1
+
+
+def test_figures_of_many_items_are_written_some_at_a_time_and_each_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "WRITTEN_AT_ONCE", 2)
+    monkeypatch.setattr(watching, "SUMMED_AT_ONCE", 2)
+    watch = HealthWatch(world.ctx)
+    cycles = {item.id: 10 * number for number, item in enumerate(listed(world).values(), 1)}
+    for minute in range(1, 121):
+        entries = [
+            {"item": item, "role": "source", "phase": "idle", "counters": {"cycles": count * minute}}
+            for item, count in cycles.items()
+        ]
+        reports.take_report(world.ctx, listed(world)["web-1"].source_node_id, {"items": entries})
+        watch.look()
+        world.clock.turn(seconds=60)
+    watch.look()
+    watch.look()  # an hour is summed up once
+    with world.store.reading() as tx:
+        kept = samples.find_meters(tx)
+        begin = world.clock() - timedelta(hours=3)
+        for item, count in cycles.items():
+            assert kept[item].counters == {"cycles": count * 120}
+            minutes = samples.listed(tx, item, Step.MINUTE, begin)
+            assert sum(minute.cycles for minute in minutes) == count * 120
+            hours = samples.listed(tx, item, Step.HOUR, begin)
+            assert len(hours) == 2
+            assert all(
+                hour.cycles
+                == sum(
+                    minute.cycles
+                    for minute in minutes
+                    if hour.time <= minute.time < hour.time + timedelta(hours=1)
+                )
+                for hour in hours
+            )

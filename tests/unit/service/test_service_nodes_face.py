@@ -335,6 +335,14 @@ def test_a_report_that_tells_nothing_new_writes_no_points(world: World) -> None:
     assert world.store.bell.count == seen
 
 
+def test_a_new_point_wakes_who_waits_for_it_and_no_poll(world: World) -> None:
+    item = world.protected()
+    told = {"points": {item.id: {"points": [point(world, 900)], "complete": False}}}
+    changes, polls = world.store.bell.count, world.store.calls.count
+    reports.take_report(world.ctx, item.target_node_id, told)
+    assert (world.store.bell.count, world.store.calls.count) == (changes + 1, polls)
+
+
 def test_reports_are_kept_by_the_side_of_the_node(world: World) -> None:
     item = world.protected()
     for node, role in ((item.source_node_id, "source"), (item.target_node_id, "target")):

@@ -55,7 +55,7 @@ def put(tx: Transaction, values: dict[str, Any]) -> None:
                 state=CommandState.PENDING.value, cancelled=False, deliveries=0, **values
             )
         )
-    tx.wake()
+    tx.call()
 
 
 def find(tx: Transaction, command_id: CommandId) -> Command | None:

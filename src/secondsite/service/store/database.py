@@ -4,8 +4,10 @@ A transaction that writes takes the write lock at its start (SQLite: BEGIN IMMED
 because another writer came first. Reading does not block writing (WAL), and a commit is on disk when it returns
 (synchronous FULL). On PostgreSQL, transactions that decide on a row lock it first (`items.get(..., lock=True)`).
 
-What waits for a change (a long poll, a workflow) sleeps on `Store.bell`; a transaction that could end such a wait says
-so by `Transaction.wake`, and the bell rings after the commit. Other processes are noticed by looking again each second.
+What waits for a change (a workflow) sleeps on `Store.bell`; a transaction that could end such a wait says so by
+`Transaction.wake`, and the bell rings after the commit. Long polls sleep on a bell of their own, `Store.calls`, which only what nodes
+fetch rings (`Transaction.call`): each report of a new point would wake the polls of all nodes else. Other processes are noticed by looking
+again each second.
 """
 
 from __future__ import annotations
@@ -100,6 +102,7 @@ class Transaction:
         self._connection = connection
         self._last: list[Callable[[], object]] = []
         self.wakes = False
+        self.calls = False
 
     def execute(
         self, statement: sa.Executable, many: Sequence[Mapping[str, Any]] | None = None
@@ -136,6 +139,10 @@ class Transaction:
         """Ring the bell after this transaction has committed."""
         self.wakes = True
 
+    def call(self) -> None:
+        """Ring the bell of the polls, too, after this transaction has committed: there is something to fetch."""
+        self.calls = self.wakes = True
+
 
 class Store:
     """See the module's docstring."""
@@ -143,6 +150,7 @@ class Store:
     def __init__(self, url: str) -> None:
         self.url = sa.make_url(url)
         self.bell = Bell()
+        self.calls = Bell()
         self._engine = _engine(self.url)
         self._term: int | None = None
         self._writing = threading.Lock()
@@ -175,6 +183,8 @@ class Store:
             tx.close()
         if tx.wakes:
             self.bell.ring()
+        if tx.calls:
+            self.calls.ring()
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

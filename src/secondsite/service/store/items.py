@@ -81,6 +81,8 @@ def listed(
         statement = statement.join(cloud_mappings, cloud_mappings.c.id == items.c.cloud_mapping_id).where(
             cloud_mappings.c.policy_id == policy
         )
+    if pace is UNPACED:
+        return rows.listed(tx, Item, statement)
     return list(pace.through(rows.each(tx, Item, statement)))
 
 
@@ -104,7 +106,7 @@ def counts_by_nodes(tx: Transaction) -> dict[NodeId, int]:
     parts = (items.c.primary_node_id, items.c.recovery_node_id)
     statement = sa.select(*parts, sa.func.count().label("items")).where(items.c.deleted.is_(None))
     counts: Counter[NodeId] = Counter()
-    for row in tx.execute(statement.group_by(*parts)):
+    for row in tx.execute(statement.group_by(*parts)).all():
         counts[NodeId(row.primary_node_id)] += row.items
         counts[NodeId(row.recovery_node_id)] += row.items
     return dict(counts)
@@ -113,7 +115,7 @@ def counts_by_nodes(tx: Transaction) -> dict[NodeId, int]:
 def states(tx: Transaction) -> dict[ItemId, ItemState]:
     """Return the state of each item that is not disabled."""
     found = tx.execute(sa.select(items.c.id, items.c.state).where(items.c.deleted.is_(None)))
-    return {ItemId(item_id): ItemState(state) for item_id, state in found.tuples()}
+    return {ItemId(row.id): ItemState(row.state) for row in found.all()}
 
 
 def count_of_node(tx: Transaction, node: NodeId) -> int:
@@ -188,7 +190,7 @@ def writable_sides_of(tx: Transaction, ids: Sequence[ItemId]) -> dict[str, Side]
     )
     if len(ids) <= IDS_MAX:
         statement = statement.where(writable_sides.c.item_id.in_(ids))
-    return {row.item_id: Side(row.side) for row in tx.execute(statement)}
+    return {row.item_id: Side(row.side) for row in tx.execute(statement).all()}
 
 
 def writable(tx: Transaction, item_id: ItemId) -> list[WritableSide]:

@@ -113,7 +113,7 @@ def last_changes_ended(tx: Transaction, only: Collection[str] | None = None) -> 
     )
     if only is not None:
         statement = statement.where(jobs.c.item_id.in_(list(only)))
-    return {row.item_id: row.newest for row in tx.execute(statement)}
+    return {row.item_id: row.newest for row in tx.execute(statement).all()}
 
 
 def listed(

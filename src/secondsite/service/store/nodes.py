@@ -83,15 +83,17 @@ def listed(
 def summaries(tx: Transaction, node_id: NodeId | None = None) -> dict[NodeId, Summary]:
     """Return what lists show of the nodes' inventories. The database picks it out of them: parsed here, 20 of them take 30 ms."""
     told = nodes.c.inventory
+    # PostgreSQL counts nothing but lists, and one node's nonsense must not hide the others.
+    is_list = sa.cast(told["vms"], sa.Text).like("[%")
     statement = sa.select(
         nodes.c.id,
         told["host"].label("host"),
-        sa.func.json_array_length(told["vms"]).label("vms"),
+        sa.case((is_list, sa.func.json_array_length(told["vms"])), else_=0).label("vms"),
         told["kerberos"].label("kerberos"),
     ).where(told.is_not(None))
     if node_id is not None:
         statement = statement.where(nodes.c.id == node_id)
-    return {NodeId(row.id): Summary(row.host, row.vms or 0, row.kerberos) for row in tx.execute(statement)}
+    return {NodeId(row.id): Summary(row.host, row.vms, row.kerberos) for row in tx.execute(statement)}
 
 
 def removed(tx: Transaction) -> list[NodeId]:

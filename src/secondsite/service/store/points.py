@@ -35,7 +35,7 @@ def digests(
     if last is not None:
         wanted = wanted.where(points.c.sequence <= last)
     found = tx.execute(wanted)
-    return {row.sequence: row.digest for row in found}
+    return {row.sequence: row.digest for row in found.all()}
 
 
 def digests_of(tx: Transaction, wanted: Mapping[ItemId, Collection[int]]) -> dict[ItemId, dict[int, str]]:
@@ -48,7 +48,7 @@ def digests_of(tx: Transaction, wanted: Mapping[ItemId, Collection[int]]) -> dic
         statement = sa.select(points.c.item_id, points.c.sequence, points.c.digest).where(
             points.c.item_id.in_(list(wanted)), points.c.sequence.in_(some)
         )
-        for row in tx.execute(statement):
+        for row in tx.execute(statement).all():
             if row.sequence in wanted[row.item_id]:
                 found.setdefault(row.item_id, {})[row.sequence] = row.digest
     return found

@@ -153,7 +153,7 @@ def remove_node(ctx: Context, id_or_name: str) -> Node:
                 hint="disable them first",
             )
         nodes.leave_clouds(tx, node.id)
-        tx.wake()  # every node's poll comes back with the news
+        tx.call()  # every node's poll comes back with the news
         nodes.change(tx, node.id, revoked=True, name=f"{node.name} (removed {node.id[:8]})")
         events.add(
             tx,

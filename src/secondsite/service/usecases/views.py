@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any, Final
 
 from secondsite.model.ids import ItemId, NodeId
-from secondsite.model.item import allowed_operations
+from secondsite.model.item import ItemState, TestState, allowed_operations
 from secondsite.service.context import Context
 from secondsite.service.health.metering import MEASURED
 from secondsite.service.health.watched import Looked
@@ -237,13 +238,18 @@ def _under_way(tx: Transaction, job: Job) -> dict[str, Any]:
 
 def operations_of(item: Item) -> dict[str, Any]:
     """Return for each operation whether it is allowed now and, if not, why and what to do instead."""
+    return {name: dict(told) for name, told in _operations(item.state, item.test_state).items()}
+
+
+@cache
+def _operations(state: ItemState, test_state: TestState) -> Mapping[str, Mapping[str, Any]]:
     return {
         operation.value: {
             "allowed": refused is None,
             "reason": None if refused is None else refused.reason,
             "instead": None if refused is None else refused.instead,
         }
-        for operation, refused in allowed_operations(item.state, item.test_state).items()
+        for operation, refused in allowed_operations(state, test_state).items()
     }
 
 
