@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
+from secondsite.model.ids import NodeId
 from secondsite.model.item import ItemState
 from secondsite.service.context import Context
-from secondsite.service.pace import UNPACED, Pace
+from secondsite.service.pace import PORTION, UNPACED, Pace
 from secondsite.service.store import clouds, events, items, jobs, nodes, pruning
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item, Node
@@ -99,8 +100,24 @@ def look(ctx: Context, since: datetime | None = None, pace: Pace = UNPACED) -> N
         alerts = [item.id for item in listed if item.rpo_alert != _too_old(thresholds, item, now)]
         ordered = [item.id for item in items.with_orders(tx)]
         wrong = _wrong(tx, listed, now, pace)
-    if not (silent or alerts or ordered or wrong):
-        return
+    if silent:
+        _note_silent(ctx, silent, since, now)
+    for some in pace.portions(alerts, PORTION):
+        with ctx.store.transaction() as tx:
+            for item_id in some:
+                _alert(tx, items.get(tx, item_id, lock=True), now)
+    for told in pace.portions(wrong, PORTION):
+        with ctx.store.transaction() as tx:
+            for event in told:
+                if event.once is None or not events.written(tx, event.once):
+                    events.add(tx, event)
+    for orders in pace.portions(ordered, PORTION):
+        with ctx.store.transaction() as tx:
+            for item_id in orders:
+                standing.follow(tx, items.get(tx, item_id, lock=True), now)
+
+
+def _note_silent(ctx: Context, silent: Sequence[NodeId], since: datetime | None, now: datetime) -> None:
     with ctx.store.transaction() as tx:
         for node_id in silent:
             node = nodes.get(tx, node_id)
@@ -110,13 +127,6 @@ def look(ctx: Context, since: datetime | None = None, pace: Pace = UNPACED) -> N
                 events.add(
                     tx, events.NewEvent(now, "node-silent", message, Severity.CRITICAL, node_id=node_id)
                 )
-        for item_id in alerts:
-            _alert(tx, items.get(tx, item_id, lock=True), now)
-        for event in wrong:
-            if event.once is None or not events.written(tx, event.once):
-                events.add(tx, event)
-        for item_id in ordered:
-            standing.follow(tx, items.get(tx, item_id, lock=True), now)
 
 
 def _wrong(tx: Transaction, listed: Sequence[Item], now: datetime, pace: Pace) -> list[events.NewEvent]:

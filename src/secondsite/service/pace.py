@@ -3,18 +3,20 @@
 Python computes in one thread at a time. A pass over 1,000 items takes some tenths of a second, and all that calls meanwhile shares the interpreter
 with it; one that works for some milliseconds and then rests for longer costs them little.
 
-Rests are for passes that only read: nobody may rest while he holds what others wait for, such as the turn to write.
+Nobody may rest while he holds what others wait for, such as the turn to write: what writes much does so in portions.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 T = TypeVar("T")
 
+PORTION: Final = 50
+"""Items that are written in one transaction: some ten milliseconds in which no report can be."""
 BURST_S: Final = 0.004
 REST_S: Final = 0.012
 
@@ -39,6 +41,13 @@ class Pace:
             if self.clock() - begun >= self.burst_s:
                 self.rest(self.rest_s)
                 begun = self.clock()
+
+    def portions(self, values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+        """Yield at most `size` values at a time, and rest in between: for what writes each portion in a transaction of its own."""
+        for first in range(0, len(values), size):
+            if first > 0:
+                self.rest(self.rest_s)
+            yield values[first : first + size]
 
 
 UNPACED: Final = Pace(rest=lambda _seconds: None)

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from secondsite.model.ids import ItemId
+from secondsite.service import monitor
 from secondsite.service.context import Actor
+from secondsite.service.health import keeper
 from secondsite.service.health import watch as watching
 from secondsite.service.health.keeper import keep
 from secondsite.service.health.vocabulary import Step
 from secondsite.service.health.watch import HealthWatch
-from secondsite.service.store import items, points, samples
+from secondsite.service.store import health, items, points, samples
 from secondsite.service.store.records import Item
 from secondsite.service.usecases import protect, reports, views
 from secondsite.service.vocabulary import Role
@@ -174,10 +176,37 @@ def test_a_look_reads_the_items_once(world: World, monkeypatch: pytest.MonkeyPat
     assert len(reads) == 1
 
 
+def test_what_befalls_many_items_at_once_is_told_of_each_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "PORTION", 2)
+    monkeypatch.setattr(monitor, "PORTION", 2)
+    began: list[int] = []
+    usual = world.store.transaction
+    monkeypatch.setattr(type(world.store), "transaction", lambda _store: began.append(1) or usual())
+    for told in ("rpo-exceeded", "rpo-kept"):
+        old = told == "rpo-exceeded"
+        if old:
+            world.clock.turn(seconds=3600)
+        else:
+            web = listed(world)["web-1"]
+            fresh = {item.id: {"points": [point(world, 900, "f" * 64)]} for item in listed(world).values()}
+            reports.take_report(world.ctx, web.target_node_id, {"points": fresh})
+        for _ in range(2):
+            began.clear()
+            monitor.look(world.ctx)
+            keep(world.ctx)
+        assert began == []  # the second look had nothing to write
+        assert [world.told(name).count(told) for name in NAMES] == [1, 1, 1]
+        with world.store.reading() as tx:
+            kept = sorted(row.subject_id for row in health.listed(tx) if row.code == "rpo")
+        assert kept == (sorted(item.id for item in listed(world).values()) if old else [])
+
+
 def test_figures_of_many_items_are_written_some_at_a_time_and_each_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "WRITTEN_AT_ONCE", 2)
+    monkeypatch.setattr(watching, "PORTION", 2)
     monkeypatch.setattr(watching, "SUMMED_AT_ONCE", 2)
     watch = HealthWatch(world.ctx)
     cycles = {item.id: 10 * number for number, item in enumerate(listed(world).values(), 1)}

@@ -43,3 +43,10 @@ def test_a_short_pass_never_rests() -> None:
 
 def test_who_is_waited_for_does_not_rest() -> None:
     assert list(UNPACED.through("abc")) == ["a", "b", "c"]
+
+
+def test_portions_hold_everything_once_and_it_rests_between_two() -> None:
+    work = Work(cost_ms=0)
+    assert list(work.pace.portions([1, 2, 3, 4, 5], 2)) == [[1, 2], [3, 4], [5]]
+    assert work.rests == [0.03, 0.03]
+    assert list(work.pace.portions([], 2)) == []

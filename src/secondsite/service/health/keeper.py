@@ -1,7 +1,7 @@
 """Keeps the list of what is wrong now up to date, and writes an event when something begins and when it ends.
 
-Promises: an error's `since` is the time when it was first found, also over a restart of the service; the list and the
-events change in one transaction; a fault that is over before its rule's `after_s` writes no event at all.
+Promises: an error's `since` is the time when it was first found, also over a restart of the service; an error and its
+event change in one transaction; a fault that is over before its rule's `after_s` writes no event at all.
 Writes only what changed.
 """
 
@@ -18,7 +18,7 @@ from secondsite.service.health.replication_rules import MONITORED
 from secondsite.service.health.rule import Finding, level_of
 from secondsite.service.health.vocabulary import Level, Subject
 from secondsite.service.health.watched import Looked
-from secondsite.service.pace import UNPACED, Pace
+from secondsite.service.pace import PORTION, UNPACED, Pace
 from secondsite.service.store import events, health, items, nodes, samples
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.health import Kept
@@ -70,17 +70,18 @@ def compare(ctx: Context, tx: Transaction, listed: Sequence[Item], pace: Pace = 
     return Difference(now, changed, [row for key, row in kept.items() if key not in found])
 
 
-def put(ctx: Context, found: Difference) -> None:
-    """Write the difference, with its events."""
-    if not (found.changed or found.ended):
-        return
-    with ctx.store.transaction() as tx:
-        for finding, row in found.changed:
-            _put(tx, finding, row, found.now)
-        for row in found.ended:
-            health.remove(tx, [row.key])
-            if row.told:
-                _tell_end(tx, row, found.now)
+def put(ctx: Context, found: Difference, pace: Pace = UNPACED) -> None:
+    """Write the difference, each finding with its event: all of 1,000 items at once would hold up every report for a second or two."""
+    for some in pace.portions(found.changed, PORTION):
+        with ctx.store.transaction() as tx:
+            for finding, row in some:
+                _put(tx, finding, row, found.now)
+    for ended in pace.portions(found.ended, PORTION):
+        with ctx.store.transaction() as tx:
+            health.remove(tx, [row.key for row in ended])
+            for row in ended:
+                if row.told:
+                    _tell_end(tx, row, found.now)
 
 
 def levels(listed: Sequence[Item], every: Iterable[Finding]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Final
 from secondsite.service.context import Context
 from secondsite.service.health.keeper import compare, put
 from secondsite.service.health.metering import Metering
-from secondsite.service.pace import Pace
+from secondsite.service.pace import PORTION, Pace
 from secondsite.service.store import clouds, items, samples
 from secondsite.service.store.database import Transaction
 from secondsite.service.store.records import Item
@@ -21,10 +21,8 @@ from secondsite.service.store.samples import Meter, Sample
 log = logging.getLogger("secondsite.service")
 
 EVERY_S: Final = 5.0
-WRITTEN_AT_ONCE: Final = 50
-"""Samples in one transaction."""
 SUMMED_AT_ONCE: Final = 5
-"""Items of which the minutes of an hour are read in one transaction."""
+"""Items of which the minutes of an hour are read between two rests."""
 
 
 @dataclass(slots=True)
@@ -75,7 +73,7 @@ class HealthWatch:
                 found = compare(self.ctx, tx, items.listed(tx, pace=self._pace), self._pace)
         else:
             self._sum_up(now)
-        put(self.ctx, found)
+        put(self.ctx, found, self._pace)
 
     def _meter(
         self, tx: Transaction, listed: Sequence[Item], now: datetime
@@ -94,23 +92,24 @@ class HealthWatch:
         with self.ctx.store.reading() as tx:
             missing = samples.unsummed(tx, now)
         for begin, wanted in missing:
-            for first in range(0, len(wanted), SUMMED_AT_ONCE):
-                with self.ctx.store.transaction() as tx:
-                    samples.sum_up_hour(tx, begin, wanted[first : first + SUMMED_AT_ONCE])
-                self._pace.rest(self._pace.rest_s)
+            for some in self._pace.portions(wanted, SUMMED_AT_ONCE):
+                # Read apart, beside other writers: nobody else writes figures.
+                with self.ctx.store.reading() as tx:
+                    hours = samples.hours_of(tx, begin, some)
+                if hours:
+                    with self.ctx.store.transaction() as tx:
+                        samples.add_all(tx, hours)
         with self.ctx.store.transaction() as tx:
             samples.prune(tx, now)
         self._hour = hour
 
     def _write(self, complete: Sequence[Sample], meters: Sequence[Meter]) -> None:
         """Write samples, each with its meter. Some at a time: all of 1,000 items kept every other writer waiting for a second."""
-        for first in range(0, len(complete), WRITTEN_AT_ONCE):
-            some = slice(first, first + WRITTEN_AT_ONCE)
+        both = list(zip(complete, meters, strict=True))
+        for some in self._pace.portions(both, PORTION):
             with self.ctx.store.transaction() as tx:
-                samples.add_all(tx, complete[some])
-                samples.put_meters(tx, meters[some])
-            if complete[some.stop :]:
-                self._pace.rest(self._pace.rest_s)
+                samples.add_all(tx, [sample for sample, _ in some])
+                samples.put_meters(tx, [meter for _, meter in some])
 
     def _loop(self) -> None:
         while not self._stop.wait(self.every_s):

@@ -162,7 +162,7 @@ def sum_up(tx: Transaction, now: datetime) -> None:
     1.5 million rows.
     """
     for begin, missing in unsummed(tx, now):
-        sum_up_hour(tx, begin, missing)
+        add_all(tx, hours_of(tx, begin, missing))
     prune(tx, now)
 
 
@@ -189,9 +189,9 @@ def unsummed(tx: Transaction, now: datetime) -> list[tuple[datetime, list[ItemId
     return found
 
 
-def sum_up_hour(tx: Transaction, begin: datetime, missing: Sequence[ItemId]) -> None:
-    """Make the samples of this hour of these items, which have none yet: again, it would add them up."""
-    add_all(tx, [together(parts, Step.HOUR, begin) for parts in _minutes_of(tx, begin, missing)])
+def hours_of(tx: Transaction, begin: datetime, missing: Sequence[ItemId]) -> list[Sample]:
+    """Return the samples of this hour of those of the items that have minutes of it. To be added once: again, they would be added up."""
+    return [together(parts, Step.HOUR, begin) for parts in _minutes_of(tx, begin, missing)]
 
 
 def _minutes_of(tx: Transaction, begin: datetime, wanted: Sequence[ItemId]) -> Iterator[list[Sample]]:
