@@ -32,8 +32,8 @@ _bearer = HTTPBearer(
 )
 
 
-def context_of(request: Request) -> Context:
-    """Return the context that the application was made with."""
+async def context_of(request: Request) -> Context:
+    """Return the context that the application was made with. Not in a thread of its own, as plain functions are called: it does nothing."""
     ctx: Context = request.app.state.ctx
     return ctx
 

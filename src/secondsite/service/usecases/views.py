@@ -155,7 +155,10 @@ class _Names:
         }
         self.sites = vaults.site_names(tx)
         self.clouds = {cloud.id: cloud for cloud in clouds.list_clouds(tx)}
-        self.policies = {policy.id: policy for policy in clouds.list_policies(tx)}
+        # With the threshold: a policy's settings are checked anew at each look at them.
+        self.policies = {
+            policy.id: (policy.name, policy.policy.rpo_threshold_s) for policy in clouds.list_policies(tx)
+        }
         self.mappings = {mapping.id: mapping for mapping in clouds.list_mappings(tx)}
 
     def side(self, node_id: NodeId, vm: str | None) -> dict[str, Any]:
@@ -173,7 +176,7 @@ def _item(
     writable: Mapping[str, Side],
 ) -> dict[str, Any]:
     mapping = names.mappings[item.cloud_mapping_id]
-    policy = names.policies[mapping.policy_id]
+    policy, rpo_threshold_s = names.policies[mapping.policy_id]
     rpo = None
     if item.last_point_time is not None and item.state in MEASURED:
         rpo = max(0.0, (now - item.last_point_time).total_seconds())
@@ -193,14 +196,14 @@ def _item(
         "recovery": names.side(item.recovery_node_id, item.recovery_vm),
         "source_cloud": names.clouds[mapping.source_cloud_id].name,
         "target_cloud": names.clouds[mapping.target_cloud_id].name,
-        "policy": policy.name,
+        "policy": policy,
         "disks": item.disks,
         "networks": item.networks,
         "latest_point": None
         if item.last_sequence is None
         else {"sequence": item.last_sequence, "time": item.last_point_time},
         "rpo_s": rpo,
-        "rpo_threshold_s": policy.policy.rpo_threshold_s,
+        "rpo_threshold_s": rpo_threshold_s,
         "health": health,
         "health_errors": health_errors,
         "replication": {
