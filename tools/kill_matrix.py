@@ -59,7 +59,7 @@ Nobody helps otherwise. The number says how often.
 - Empty: there is no such process then, or the task is shorter than one can look.
 
 In every cell: what went over the wire between the nodes, counted outside of them, is what the points that were sealed meanwhile changed, and at most one cycle's changes again (none where the service or a view server
-died; up to 256 KiB of protocol, and 64 KiB to a point, beside it; kills before commit 3a04827 were not counted). At no time two running copies; the guest runs on exactly the right side; after a failover it went on with the very next record after the old side's disks, or after the point that the job names; the next recovery point holds
+died; up to 256 KiB of protocol, and 64 KiB to a point, beside it). At no time two running copies; the guest runs on exactly the right side; after a failover it went on with the very next record after the old side's disks, or after the point that the job names; the next recovery point holds
 every record up to its last one, on all disks. "Node that runs it" is the node of the side where the guest ran when the operation began, "a QEMU that starts" one that did not run then: it is killed while libvirt
 starts it, "its QEMU" once libvirt says that it runs. Short tasks were held up by stopping the node that does them. A view server is killed in a commit only if the
 commit follows the failover at once and the disks are large enough to still need it (512 MiB here): those kills were made by `Matrix.operate` of tests/support/kill_matrix.py in a row of failovers.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from support.simulator.run import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
-SEEDS_PER_BUG = 200
+SEEDS_PER_BUG = 500
 
 
 def main() -> int:

@@ -46,12 +46,12 @@ def kept(paths: Iterable[Path]) -> list[Cell]:
 
 
 def standing(cells: Iterable[Cell]) -> list[Cell]:
-    """Return the kills that count: those that hit. A place of the table that was wrong counts anew from the first run
+    """Return the kills that count: those that hit, and whatever ended wrong. A place of the table that was wrong counts anew from the first run
     under another commit on, since it was run again because something was mended.
     """
     places: dict[tuple[str, str, Victim], list[Cell]] = {}
     for cell in cells:
-        if cell.outcome == NOT_HIT:
+        if cell.outcome == NOT_HIT and not cell.problems:
             continue
         place = places.setdefault((cell.operation, cell.task, cell.victim), [])
         if any(old.problems and old.commit != cell.commit for old in place):

@@ -30,6 +30,12 @@ from secondsite.model.ids import DiskKey
 from secondsite.model.manifest import VmDefinition
 from secondsite.model.units import SECTOR
 
+_BEING_TAKEN_UP: Final = "held by monitor=init"
+_NOT_TAKEN_UP: Final = (
+    "libvirtd was started again and waits for this machine's QEMU; if that stays so for minutes, restart libvirtd once more:"
+    " the machine runs on"
+)
+"""If libvirtd is killed amid a command, QEMU 7.2 now and then does not answer the next one's greeting."""
 NO_BACKUP_JOB: Final = libvirt.VIR_ERR_NO_DOMAIN_BACKUP
 _TRACKING_LOST: Final = frozenset(
     {libvirt.VIR_ERR_CHECKPOINT_INCONSISTENT, libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT}
@@ -233,4 +239,5 @@ def translated(error: libvirt.libvirtError, what: str) -> SecondSiteError:
         return too_old
     if code in _UNSUPPORTED:
         return UnsupportedError(message, libvirt_code=code)
-    return UnavailableError(message, libvirt_code=code)
+    hint = _NOT_TAKEN_UP if _BEING_TAKEN_UP in message else None
+    return UnavailableError(message, hint=hint, libvirt_code=code)

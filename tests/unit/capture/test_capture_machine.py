@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import libvirt
 import pytest
 
 from secondsite.capture.live_bitmaps import node_of
-from secondsite.capture.machine import DiskGoneError, Machine, MachineDisk
+from secondsite.capture.machine import DiskGoneError, Machine, MachineDisk, translated
 from secondsite.errors import UnavailableError, UnsupportedError
 from secondsite.model.ids import DiskKey
 
@@ -79,3 +80,21 @@ def test_a_disk_that_is_gone_is_named_with_the_way_out() -> None:
     with pytest.raises(DiskGoneError, match="vdb") as gone:
         read(disk(), VDB)
     assert "attach it again" in gone.value.hint
+
+
+def test_a_machine_that_libvirt_does_not_take_up_again_says_what_to_restart() -> None:
+    lock = libvirt.libvirtError("")
+    lock.err = (
+        68,
+        10,
+        "cannot acquire state change lock (held by monitor=init-web)",
+        2,
+        "",
+        None,
+        None,
+        -1,
+        -1,
+    )
+    error = translated(lock, "cannot begin a snapshot of web")
+    assert isinstance(error, UnavailableError)
+    assert "restart libvirtd" in error.hint
