@@ -137,7 +137,7 @@ _WORDS: Final = [
     b"/missing", b"/parts/@D?kind=zeros", b"/initial", b"/points", b"/digests", b"..", b"%2e%2e%2f", b"\0", b"Secondsite-Epoch: 1\n",
     b"Secondsite-Length: @L\n", b"Secondsite-Length: 7\n", b"Content-Encoding: zstd\n", b"X-Zstd: 1\n", b"X-Chunked: 1\n", b"Transfer-Encoding: chunked\n",
     b"Content-Length: 5\n", _NEXT, b"0\r\n\r\n", b"ffffffff\r\n",
-    b'"sequence":2', b'"sequence":10000000000000000', b'"vda"', b'"../x"', b'"size":65536', b'"size":4611686018427387904',
+    b'"sequence":2', b'"sequence":10000000000000000', b'"vda"', b'"../x"', b'"/x"', b'"\\u0000"', b'"size":65536', b'"size":4611686018427387904',
 ]  # fmt: skip
 
 
