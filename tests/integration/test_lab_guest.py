@@ -28,7 +28,7 @@ pytestmark = pytest.mark.integration
 def test_records_are_a_strict_prefix_after_a_crash_and_go_on_where_they_ended(
     hypervisor: Hypervisor, guest_files: GuestFiles
 ) -> None:
-    with running_guest(hypervisor, guest_files, "lab-crash") as guest:
+    with running_guest(hypervisor, guest_files, "lab-crash", rate=200, churn=8) as guest:
         assert guest.console is not None
         told = guest.console.record()
         guest.domain.destroy()

@@ -164,6 +164,7 @@ def test_the_service_ends_with_the_journals_lists_however_reports_fare(
     assert link.known() == link.site.lists
 
 
+@pytest.mark.every_step
 def test_a_list_of_70_000_points_is_told_in_small_reports_and_known_exactly(link: Link) -> None:
     long, short = link.site.lists.values()
     long |= {number: f"{number:064x}" for number in range(2, 70_002) if number != 500}
