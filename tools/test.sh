@@ -43,8 +43,8 @@ tier "coverage of these" python -m coverage report --fail-under=80
 if [ "$fast_only" = yes ]; then
   tier "property" "${pytest[@]}" -n 2 tests/property
 else
-  # These often wait for guests, so a third runs beside two.
-  tier "property, integration, fault" "${pytest[@]}" -n 3 tests/property tests/integration tests/fault
+  # These often wait for guests, so a third runs beside two; whoever is done takes from the others.
+  tier "property, integration, fault" "${pytest[@]}" -n 3 --dist worksteal tests/property tests/integration tests/fault
   # By file, since the stories of one file share a lab.
   tier "acceptance" "${pytest[@]}" -n 3 --dist loadfile --no-loadscope-reorder tests/acceptance
 fi
