@@ -5,6 +5,7 @@
     .venv/bin/python tools/kill_matrix.py --kills kills.jsonl --first 12           # go on from a round
     .venv/bin/python tools/kill_matrix.py --kills kills.jsonl --only reverse --victims "its QEMU" --late 2
     .venv/bin/python tools/kill_matrix.py --kills kills.jsonl more.jsonl --rounds 0 --output docs/reference/kill-matrix.md
+    .venv/bin/python tools/kill_matrix.py --all-bugs                               # each planted bug; exit code 1 if one is not found
 
 Kills add up in the file, each with its commit, so the table may come from several runs. A round whose end state is wrong ends its
 lab; the next one begins in a fresh one. Exit code 1 if any end state is wrong. What a cell means stands in the page.
@@ -30,9 +31,11 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from support.kill_matrix import ORDER, Broken, Matrix  # noqa: E402 - the tests' folder comes first
+from support import kill_matrix  # noqa: E402 - the tests' folder comes first
+from support.kill_matrix import ORDER, Broken, Matrix, a_short_round  # noqa: E402
 from support.kill_table import Cell, keep, kept, standing, table  # noqa: E402
 from support.kill_victims import Victim  # noqa: E402
+from support.lab_bugs import KILL_BUGS, planted  # noqa: E402
 from support.lab_story import running_lab  # noqa: E402
 from support.wire_meter import metered  # noqa: E402
 
@@ -75,7 +78,7 @@ def main() -> int:
         "--kills",
         type=Path,
         nargs="+",
-        required=True,
+        default=[],
         help="where kills are kept, as lines of JSON; new ones are added to the last file",
     )
     parser.add_argument("--rounds", type=int, help="how many; without it, all")
@@ -92,10 +95,17 @@ def main() -> int:
         "--evidence", type=Path, help="keep the logs of a lab with a wrong end state below this"
     )
     parser.add_argument("--output", type=Path, help="write the page here, of all kills in the file")
+    parser.add_argument("--bug", action="append", choices=KILL_BUGS, help="plant this bug; it must be found")
+    parser.add_argument("--all-bugs", action="store_true", help="plant each bug in turn")
     options = parser.parse_args()
+    bugs = options.bug or (list(KILL_BUGS) if options.all_bugs else [])
+    if not bugs and not options.kills:
+        parser.error("--kills FILE is needed: the kills are kept there")
     # Also in the background, where a shell has SIGINT ignored: the lab is ended in any case.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+    if bugs:
+        return _bugs(bugs)
     rounds = [(number, Victim(victim)) for number in range(MOMENTS) for victim in options.victims]
     rounds = rounds[options.first :][: options.rounds]
     deadline = time.monotonic() + options.minutes * 60
@@ -137,6 +147,41 @@ def _in_one_lab(options: Any, rounds: list[tuple[int, Victim]], deadline: float)
         for site in ("primary", "secondary"):
             with suppress(Exception):  # gone, or not here
                 guest.domain(site).destroy()
+
+
+def _bugs(names: Sequence[str]) -> int:
+    """A short round with each bug planted, and with the kill at which it must show."""
+    kill_matrix.JOB_S = 60  # a job that nobody goes on with need not be awaited longer
+    missed = 0
+    for name in names:
+        with planted(name):
+            wrong = _short_round(name)
+        missed += wrong is None
+        print(f"{name}: {'MISSED' if wrong is None else f'found: {wrong}'[:300]}", flush=True)
+    print(f"{missed} missed")
+    return int(missed > 0)
+
+
+def _short_round(name: str) -> Broken | None:
+    bug = KILL_BUGS[name]
+    with running_lab() as lab, metered(lab) as meter:
+        lab.policy(compression=False)
+        guest = lab.guest("matrix", rate=100)
+        guest.start().close()
+        matrix = Matrix(lab, guest, meter)
+        lab.protect(guest.name)
+        lab.wait_for_points(guest.name, 2)
+        try:
+            for operation in a_short_round():
+                dies = Victim(bug.victim) if operation.name == bug.operation else None
+                matrix.operate(operation, dies, bug.moment)
+        except Broken as error:
+            return error
+        finally:
+            for site in ("primary", "secondary"):
+                with suppress(Exception):  # gone, or not here
+                    guest.domain(site).destroy()
+    return None
 
 
 def _keep(path: Path, cells: Sequence[Cell]) -> None:

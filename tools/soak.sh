@@ -35,6 +35,8 @@ guests() {
   proof guests python tools/network_proof.py --all-bugs &&
     proof guests python tools/network_proof.py --long &&
     proof guests python tools/role_swaps.py --swaps 25 &&
+    proof guests python tools/role_swaps.py --all-bugs &&
+    proof guests python tools/kill_matrix.py --all-bugs &&
     proof guests python tools/kill_matrix.py --kills "$notes/kills" --minutes 30
 }
 

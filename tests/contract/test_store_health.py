@@ -151,6 +151,17 @@ def test_hours_are_summed_up_once_and_old_samples_go(store: Store) -> None:
         assert samples.listed(tx, ITEM, Step.HOUR, NOW - timedelta(days=1)) == []
 
 
+def test_only_what_has_minutes_and_no_hour_is_to_be_summed_up(store: Store) -> None:
+    """Not every item for each hour of a day: a vault may be young, the service may have been away."""
+    later = NOW + timedelta(hours=2)
+    with store.transaction() as tx:
+        assert samples.unsummed(tx, later) == []
+        samples.add(tx, sample(1, cycles=5))
+        assert samples.unsummed(tx, later) == [(NOW.replace(minute=0), [ITEM])]
+        samples.sum_up(tx, later)
+        assert samples.unsummed(tx, later) == []
+
+
 def test_an_hour_that_is_missing_is_made_beside_others_that_are_there(store: Store) -> None:
     """The minutes of hours that were summed up already are not looked at again."""
     with store.transaction() as tx:

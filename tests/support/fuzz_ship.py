@@ -162,6 +162,7 @@ def _seeds(log: bytes, manifest: bytes, empty: bytes) -> Iterator[bytes]:
     # What was found once, or is the plainest lie: never again unseen.
     yield point.replace(manifest, empty.replace(b'"sequence":2', b'"sequence":10000000000000000'))
     yield part.replace(b"@L", b"7") + b"\n" + log
+    yield b"source POST " + item + b"/missing\n\n" + missing.replace(b"0" * 64, b"/x")
     yield part + b"\n" + log + _NEXT + point.replace(b'"sequence":2', b'"sequence":9')
 
 

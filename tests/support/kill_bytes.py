@@ -2,16 +2,21 @@
 
 Who ships nothing and serves no listener (the service, a view server) costs nothing when it dies. Whoever else does may cost one
 cycle, which is then shipped again whole; after QEMU or libvirtd died, what is compared is compared on each side, by digests.
+
+What a point changed is counted from the points themselves, not from what its manifest says: that names everything which was shipped for it.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from secondsite.errors import SecondSiteError
 from secondsite.journal import PointInfo
 from support.kill_victims import Victim
 from support.lab_story import LabGuest, LabStory
+from support.role_swaps import changed_bytes
 from support.wire_meter import WireMeter
 
 KIB = 1 << 10
@@ -31,7 +36,8 @@ class KillBytes:
         self._meter = meter
         self._wire = 0
         self._known: set[int] = set()
-        self._new: list[PointInfo] = []
+        self._new: list[int] = []
+        """Of each new point the bytes that it changed."""
         self.changed = 0
         self.resent = 0
 
@@ -40,20 +46,23 @@ class KillBytes:
         self.changed = self.resent = 0
         self._new = []
         self._wire = self._meter.total()
-        self._known = {point.sequence for point in self._points()}
+        self._known = {point.sequence for points in self._points().values() for point in points}
 
     def end(self) -> None:
         """Note it again. A base that was adopted keeps its point's sequence, so it is not new."""
         wire = self._meter.total() - self._wire
-        self._new = [point for point in self._points() if point.sequence not in self._known]
-        self.changed = sum(point.changed for point in self._new)
+        self._new = [
+            self._changed(site, before, point)
+            for site, points in self._points().items()
+            for before, point in zip([None, *points], points, strict=False)
+            if point.sequence not in self._known
+        ]
+        self.changed = sum(self._new)
         self.resent = max(0, wire - self.changed)
 
     def problems(self, killed: Victim | None) -> list[str]:
         """Say whether more was sent than the kill explains."""
-        again = (
-            0 if killed is None or killed in _FREE else max((point.changed for point in self._new), default=0)
-        )
+        again = 0 if killed is None or killed in _FREE else max(self._new, default=0)
         allowed = again + _PER_POINT * len(self._new) + _PER_OPERATION
         if self.resent <= allowed:
             return []
@@ -61,11 +70,23 @@ class KillBytes:
             f"{self.resent} bytes were sent beyond the {self.changed} that changed, at most {allowed} expected"
         ]
 
-    def _points(self) -> list[PointInfo]:
-        found: list[PointInfo] = []
+    def _points(self) -> dict[str, list[PointInfo]]:
+        found = {}
         for site in ("primary", "secondary"):
-            try:
-                found += self._lab.points(self._guest.name, site)
-            except SecondSiteError:
-                continue  # no journal there now
+            with suppress(SecondSiteError):  # no journal there now
+                found[site] = self._lab.points(self._guest.name, site)
         return found
+
+    def _changed(self, site: str, before: PointInfo | None, point: PointInfo) -> int:
+        """Bytes in which a point differs from the one before it; what it names if that is not there any more."""
+        if before is None:
+            return point.changed
+        disks: list[list[Path]] = []
+        try:
+            disks += [self._lab.extract(self._guest.name, each.sequence, site) for each in (before, point)]
+            return changed_bytes(*disks)
+        except SecondSiteError:  # pruned meanwhile
+            return point.changed
+        finally:
+            for disk in (disk for each in disks for disk in each):
+                disk.unlink()

@@ -105,12 +105,21 @@ class Store:
             state = again
 
     def open_base(self, disk: DiskKey, *, writable: bool) -> Base:
-        return self._open_base(self._spec(disk), writable)
+        """Open a disk's base. Who reads finds it as it is now, also if the disk grew since the journal was opened."""
+        spec = self._spec(disk)
+        try:
+            return self._open_base(spec, writable)
+        except CorruptError:
+            now = None if writable else self._spec_now(disk)
+            if now is None or now == spec:
+                raise
+            return self._open_base(now, writable)
 
     def open_table(self, disk: DiskKey, *, writable: bool) -> DigestTable:
         """Open a disk's digest table; a missing one, or one of another disk's size, is damage.
 
-        While a disk grows, who reads may find the table of its old size: nothing that can be read is behind that.
+        While a disk grows, who reads may find the table of its old size: nothing that can be read is behind that. Who began to read
+        before it grew may find that of its new size.
         """
         from secondsite.blocks import DigestTable  # with numpy: a view that was prepared opens none
 
@@ -119,8 +128,7 @@ class Store:
             table = DigestTable.open(path, self.key, writable=writable)
         except FileNotFoundError as error:
             raise CorruptError(f"the digest table {path.name} is missing", path=str(path)) from error
-        growing = not writable and table.disk_size == self._spec(disk).grown_from
-        if table.disk_size != self.size(disk) and not growing:
+        if table.disk_size != self.size(disk) and (writable or not self._may_read(table, disk)):
             table.close()
             raise CorruptError(
                 f"the digest table {path.name} is one of {table.disk_size} bytes", path=str(path)
@@ -159,8 +167,16 @@ class Store:
 
     def _size_now(self, disk: DiskKey) -> int:
         """Return the size that journal.json names, which another process may have written; 0 if that is another journal's."""
-        spec = documents.load_identity(self.folder / "journal.json").disks.get(disk)
+        spec = self._spec_now(disk)
         return 0 if spec is None else spec.size
+
+    def _spec_now(self, disk: DiskKey) -> BaseSpec | None:
+        return documents.load_identity(self.folder / "journal.json").disks.get(disk)
+
+    def _may_read(self, table: DigestTable, disk: DiskKey) -> bool:
+        """Whether a table of another size than ours is one of a disk that grows, or did since."""
+        specs = (self._spec(disk), self._spec_now(disk))
+        return any(spec and table.disk_size in {spec.size, spec.grown_from} for spec in specs)
 
     def _spec(self, disk: DiskKey) -> BaseSpec:
         try:

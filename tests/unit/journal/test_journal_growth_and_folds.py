@@ -283,5 +283,20 @@ def test_a_scrub_finds_no_damage_where_a_disk_grows_meanwhile(
     assert grown
 
 
+@pytest.mark.parametrize("disk", [VDA, VDB])
+def test_a_reader_that_began_before_a_disk_grew_opens_its_base_as_it_is_now(
+    tmp_path: Path, disk: DiskKey
+) -> None:
+    model, journal = filled(tmp_path / "j", points=1)
+    expected = model.contents[1][disk]
+    readers = [Journal.open(tmp_path / "j", writable=False) for _ in range(2)]
+    # Logs are looked at first, for hours perhaps; only then the bases are opened.
+    growing_point(model, journal, disk)()
+    assert list(readers[0].verify()) == []
+    with readers[1].view(Sequence(1), purpose="test", verify=True) as view:
+        cut = len(expected) // BLOCK * BLOCK
+        assert view.disks[disk].read(0, cut) == expected[:cut]
+
+
 def _full(*_: object) -> None:
     raise NoSpaceError("the disk is full")

@@ -93,6 +93,8 @@ class HealthWatch:
             missing = samples.unsummed(tx, now)
         for begin, wanted in missing:
             for some in self._pace.portions(wanted, SUMMED_AT_ONCE):
+                if self._stop.is_set():
+                    return  # what is left is summed up by whoever is started next
                 # Read apart, beside other writers: nobody else writes figures.
                 with self.ctx.store.reading() as tx:
                     hours = samples.hours_of(tx, begin, some)
