@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ _CHUNK: Final = 256 << 10
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._~-]{1,128}")
 _LENGTH = re.compile(r"[0-9]{1,15}")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 STATUS: Final[Mapping[str, str]] = {
     "invalid_input": "400 Bad Request",
@@ -125,9 +127,17 @@ WsgiApp = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """Parse a JSON object from outside; InvalidInputError if it is none."""
+    """Parse a JSON object from outside; InvalidInputError if it is none.
+
+    A number beyond any float (`1e999`) and half a surrogate pair are none either: a database or an answer that took
+    them could not be read again (RFC 8259, sections 6 and 8.2).
+    """
     try:
-        document = json.loads(data, parse_constant=_no_constant)
+        document = json.loads(data, parse_constant=_no_constant, parse_float=_finite)
+        if _SURROGATE.search(data):
+            json.dumps(
+                document, ensure_ascii=False
+            ).encode()  # a pair of them has become one character by now
     except (ValueError, RecursionError) as error:
         raise InvalidInputError("the body is not JSON", reason=str(error)[:200]) from error
     if not isinstance(document, dict):
@@ -304,3 +314,9 @@ def _send(response: Response, start_response: StartResponse) -> Iterable[bytes]:
 
 def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text[:40]} is beyond any number that can be kept")
+    return number

@@ -13,7 +13,8 @@ from secondsite import durable
 from secondsite.errors import NoSpaceError, StaleEpochError, UnavailableError
 from secondsite.fabric.port import PowerState
 from secondsite.journal import Journal
-from secondsite.model.ids import Epoch, ItemId
+from secondsite.journal.points import StoredPoint
+from secondsite.model.ids import Epoch, ItemId, Sequence
 from secondsite.model.units import Buffer
 from secondsite.node.records import Role
 from secondsite.node.target import upkeep as upkeeps
@@ -109,6 +110,36 @@ def test_a_point_that_took_others_in_is_known_by_the_digest_that_it_had(side: Ta
     assert side.refused("target.failover", 1, sequence=3, digest="0" * 64, **args) == "out_of_sequence"
     started = side.done("target.failover", 1, sequence=3, digest=before, **args)
     assert (started["sequence"], started["digest"]) == (3, after)
+
+
+def test_a_failover_starts_from_what_its_pin_holds(side: TargetSide, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The point was read before it was pinned: a thinning between the two left the digest of one that was gone."""
+    journal, pin = side.journals.get(ITEM), Journal.pin
+    next_point(side, 1)
+    before = journal.point(Sequence(3)).digest
+
+    def thinned_first(self: Journal, sequence: Sequence, owner: str) -> StoredPoint:
+        journal.thin([2])
+        return pin(self, sequence, owner)
+
+    monkeypatch.setattr(Journal, "pin", thinned_first)
+    started = side.done("target.failover", 1, sequence=3, digest=before, new_epoch=2, name="web", networks={})
+    kept = journal.point(Sequence(3)).digest
+    assert started["digest"] == kept != before
+
+
+def test_a_failover_to_a_point_that_is_another_pins_nothing(side: TargetSide) -> None:
+    args = {"new_epoch": 2, "name": "web", "networks": {}}
+    assert side.refused("target.failover", 1, sequence=3, digest="0" * 64, **args) == "out_of_sequence"
+    assert side.journals.get(ITEM).pins() == []
+
+
+def test_a_failover_from_before_the_one_that_runs_leaves_its_point_pinned(side: TargetSide) -> None:
+    side.fail_over(3)
+    pinned = side.journals.get(ITEM).pins()
+    with pytest.raises(StaleEpochError):
+        side.replicas.fail_over(ITEM, Sequence(1), None, Epoch(2), "web", {})
+    assert side.journals.get(ITEM).pins() == pinned != []
 
 
 def test_an_abandon_from_before_the_failover_that_runs_removes_nothing(side: TargetSide) -> None:

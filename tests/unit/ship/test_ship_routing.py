@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from secondsite.errors import InvalidInputError
 from secondsite.ship.body import Body, CutBodyError, TooLargeError
-from secondsite.ship.routing import CLOSE_KEY, STREAM_KEY, Request, Response, Router
+from secondsite.ship.routing import CLOSE_KEY, STREAM_KEY, Request, Response, Router, parse_object
 
 
 def call(router: Router, method: str, path: str, body: bytes = b"", **environ: Any) -> tuple[str, Any, bool]:
@@ -152,3 +152,28 @@ def test_streamed_answer_needs_its_length() -> None:
 
 def test_too_large_is_an_invalid_input_with_a_status_of_its_own() -> None:
     assert issubclass(TooLargeError, InvalidInputError)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a": 1e999}',
+        b'{"a": [-1e400]}',
+        b'{"a": NaN}',
+        rb'{"a": "\ud800"}',
+        rb'{"\uDFFFb": 1}',
+        rb'{"a": ["\udc00\ud800"]}',
+    ],
+)
+def test_what_no_database_can_give_back_is_refused_at_the_door(body: bytes) -> None:
+    """An inventory with one of these hid the list of all nodes: SQLite took it, and nothing could read it again."""
+    with pytest.raises(InvalidInputError, match="not JSON"):
+        parse_object(body)
+
+
+def test_a_pair_of_surrogates_is_one_character() -> None:
+    assert parse_object(rb'{"a": "\ud83d\ude00", "b": "\\ud800", "c": 1e300}') == {
+        "a": "\U0001f600",
+        "b": "\\ud800",
+        "c": 1e300,
+    }

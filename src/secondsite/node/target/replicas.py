@@ -120,7 +120,7 @@ class Replicas:
                 hint="that failover is to be abandoned before another begins",
                 item=item,
             )
-        if record.role is Role.TARGET and new_epoch <= record.epoch:
+        if new_epoch < record.epoch or (record.role is Role.TARGET and new_epoch == record.epoch):
             # Role and epoch are written together, so no first run left this: it was abandoned, and is late.
             raise StaleEpochError(
                 f"a failover of {record.name} to epoch {new_epoch} comes after epoch {record.epoch}",
@@ -134,19 +134,21 @@ class Replicas:
         journal = self._journals.get(item)
         if begun is not None:
             sequence = begun.sequence
-        point = journal.point(_newest(journal) if sequence is None else sequence)
+        else:
+            journal.unpin(FAILOVER_PIN)  # of a try that was cut before its role was durable, at another point
+        # What the pin returns, for before it a thinning may put another point with another digest in its place.
+        point = journal.pin(_newest(journal) if sequence is None else sequence, FAILOVER_PIN)
         manifest, found = point.manifest, point.digest
         # A point that took others in when they were thinned away is the same point: it names the digest that it had.
         if digest is not None and digest not in {found, *manifest.replaces}:
+            if begun is None:
+                journal.unpin(FAILOVER_PIN)
             raise OutOfSequenceError(
                 f"point {manifest.sequence} of {record.name} is not the one that the source sealed",
                 item=item,
                 expected=digest,
                 found=found,
             )
-        if begun is None:
-            journal.unpin(FAILOVER_PIN)  # of a try that was cut before its role was durable, at another point
-        journal.pin(manifest.sequence, FAILOVER_PIN)
         journal.raise_epoch(new_epoch)
         failover = begun or Replica(
             "",
