@@ -10,7 +10,7 @@ from pathlib import Path
 import nbd
 import pytest
 
-from secondsite.capture import export
+from secondsite.capture import read_ahead
 from secondsite.capture.export import ExportDisk
 from secondsite.model.units import KIB, MIB
 from secondsite.nbd import client
@@ -62,7 +62,7 @@ def test_one_cycle_after_the_other_reads_with_the_same_buffers(
     buffers = made(monkeypatch)
     for _ in range(4):
         assert read_all(server) == content
-    assert len(buffers) <= export._READS
+    assert len(buffers) <= read_ahead.READS
 
 
 def test_a_reader_that_is_abandoned_gives_its_buffers_back_and_two_never_share_one(
@@ -86,7 +86,7 @@ def test_a_reader_that_is_abandoned_gives_its_buffers_back_and_two_never_share_o
         for disk in (one, other):
             disk.finish()
             disk.close()
-    assert len(buffers) <= 2 * export._READS
+    assert len(buffers) <= 2 * read_ahead.READS
 
 
 def test_an_image_is_read_and_written_with_the_same_few_buffers(

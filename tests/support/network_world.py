@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +102,7 @@ class _CountingDisk:
     def changed(self) -> Iterator[Extent]:
         return self._disk.changed()
 
-    def read(self, extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
+    def read(self, extents: Iterable[tuple[int, int]]) -> Generator[tuple[int, memoryview], None, None]:
         for offset, view in self._disk.read(extents):
             self._counts.read += len(view)
             yield offset, view

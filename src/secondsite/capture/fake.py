@@ -7,7 +7,7 @@ killed QEMU does. It is also the model that the real adapters are tested against
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -69,7 +69,7 @@ class _FakeSnapshotDisk:
 
         return joined(extents())
 
-    def read(self, extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
+    def read(self, extents: Iterable[tuple[int, int]]) -> Generator[tuple[int, memoryview], None, None]:
         for offset, length in pieces(extents):
             self._check()
             yield offset, memoryview(self._content)[offset : offset + length]

@@ -19,6 +19,7 @@ from __future__ import annotations
 import uuid
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -177,8 +178,8 @@ def _run(
     ranges = _Ranges(data, disk.size)
     zeroed = RunList()
     done = told = 0
-    with _Logs(output, previous_id) as logs:
-        for offset, view in disk.read(ranges):
+    with _Logs(output, previous_id) as logs, closing(disk.read(ranges)) as found:
+        for offset, view in found:
             output.check_cancelled()
             first = offset // BLOCK
             digests = block_digests(view, digest_key)

@@ -17,7 +17,7 @@ touch checkpoints that are not ours (ours are called `ss-...`).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -77,10 +77,10 @@ class SnapshotDisk(Protocol):
         """Yield what may differ from `since`: ascending, disjoint, neighbours of one kind joined."""
         ...
 
-    def read(self, extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
+    def read(self, extents: Iterable[tuple[int, int]]) -> Generator[tuple[int, memoryview], None, None]:
         """Yield (offset, bytes) for (offset, length) ranges of any size, in their order and cut as by `pieces`.
 
-        A view is valid until the next one is asked for. When the iterator ends, the snapshot was still what it
+        A view is valid until the next one is asked for. Close it, if it is not read to its end. When it ends, the snapshot was still what it
         claims to be; only then may what was read be called a point. Raises UnavailableError if the source is gone
         or changed, NoSpaceError if the snapshot was given up.
         """

@@ -6,6 +6,7 @@ import random
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from secondsite.capture import export
+from secondsite.capture import read_ahead
 from secondsite.capture.export import ExportDisk
 from secondsite.capture.port import PIECE, Extent
 from secondsite.errors import UnavailableError
@@ -113,6 +114,79 @@ def test_reads_of_all_sizes_come_in_order_with_the_right_bytes(folder: Path, see
     assert seen == b"".join(content[start : start + length] for start, length in ranges)
 
 
+def readers() -> list[threading.Thread]:
+    """Threads that read ahead."""
+    return [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
+
+
+@pytest.mark.parametrize("step", [PIECE, 4 * KIB])
+def test_a_slow_reader_keeps_its_bytes_and_is_not_run_away_from(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """What is looked at is not read over, and no more than a few buffers are filled ahead of it."""
+    buffers = _Counted()
+    monkeypatch.setattr(read_ahead, "BUFFERS", buffers)
+    content = random.Random(1).randbytes(24 * MIB)
+    ranges = [(offset, step) for offset in range(0, len(content), 3 * step)][:60]
+    with opened(folder, MemoryDisk(content)) as disk:
+        for offset, view in disk.read(ranges):
+            time.sleep(0.01)  # long enough for all that may be read ahead
+            assert view == content[offset : offset + len(view)]
+        assert readers() == []
+    assert 1 < buffers.most <= read_ahead.READS
+    assert buffers.most <= -(-read_ahead.READ_AHEAD // step)
+    assert buffers.out == 0
+
+
+@pytest.mark.parametrize("looked_at", [1, 5, 30])
+def test_a_reader_that_is_left_ends_its_thread_and_gives_back_its_buffers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, looked_at: int
+) -> None:
+    buffers = _Counted()
+    monkeypatch.setattr(read_ahead, "BUFFERS", buffers)
+    with opened(folder, MemoryDisk(b"x" * (64 * MIB))) as disk:
+        reading = disk.read([(0, disk.size)])
+        for _ in range(looked_at):
+            next(reading)
+        assert len(readers()) == 1
+        reading.close()
+        assert readers() == []
+        assert buffers.out == 0
+        # The connection is as good as before.
+        assert sum(len(view) for _, view in disk.read([(0, disk.size)])) == disk.size
+
+
+def test_a_reader_that_nobody_looks_at_lets_the_snapshot_end(folder: Path) -> None:
+    """QEMU must not be stopped while it writes answers: all of them are taken, also when nobody wants them any more."""
+    with opened(folder, MemoryDisk(b"x" * (64 * MIB))) as disk:
+        reading = disk.read([(0, disk.size)])
+        next(reading)
+        begun = time.monotonic()
+        disk.finish()
+        disk.close()
+        assert time.monotonic() - begun < 2
+        with pytest.raises(UnavailableError):
+            for _ in reading:
+                pass
+        assert readers() == []
+
+
+def test_what_comes_before_an_error_is_shown_and_then_the_error(folder: Path) -> None:
+    content = random.Random(1).randbytes(32 * MIB)
+    broken, seen = MemoryDisk(content), bytearray()
+    broken.fail_from = 20 * MIB
+
+    def look(disk: ExportDisk) -> None:
+        for _, view in disk.read([(0, disk.size)]):
+            seen.extend(view)
+
+    with opened(folder, broken) as disk:
+        with pytest.raises(UnavailableError, match="reading"):
+            look(disk)
+        assert readers() == []
+    assert seen == content[: 20 * MIB]
+
+
 def test_after_the_end_nothing_new_is_asked(folder: Path) -> None:
     with opened(folder, MemoryDisk(bytes(8 * MIB))) as disk:
         reading = disk.read([(0, 8 * MIB)])
@@ -153,7 +227,7 @@ def test_a_transfer_that_breaks_gives_back_the_buffers_of_the_reads_under_way(
 ) -> None:
     """The producer stayed where it was until its snapshot had been closed: each cycle of a line that broke lost up to 8 MiB for good."""
     buffers = _Counted()
-    monkeypatch.setattr(export, "_BUFFERS", buffers)
+    monkeypatch.setattr(read_ahead, "BUFFERS", buffers)
 
     def deliver(part: Outgoing) -> None:
         raise UnavailableError("the line broke")

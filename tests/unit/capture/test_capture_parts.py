@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,7 +46,7 @@ class ImageDisk:
     def changed(self) -> Iterator[Extent]:
         return iter(self.named)
 
-    def read(self, extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
+    def read(self, extents: Iterable[tuple[int, int]]) -> Generator[tuple[int, memoryview], None, None]:
         scratch = bytearray(MIB)
         for offset, length in pieces(extents):
             self.on_read()

@@ -16,7 +16,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -236,10 +236,14 @@ def _write_disk(
 ) -> str:
     content = ContentDigest()
     done = 0
-    with durable.naming_full_disk(path), path.open("xb", buffering=0) as file:
+    with (
+        durable.naming_full_disk(path),
+        path.open("xb", buffering=0) as file,
+        closing(disk.read(ranges)) as found,
+    ):
         path.chmod(0o600)
         os.ftruncate(file.fileno(), disk.size)
-        for offset, view in disk.read(ranges):
+        for offset, view in found:
             content.add(offset, view)
             for start, end in true_runs(~zero_blocks(view)).tolist():
                 _write_all(file.fileno(), view[start * BLOCK : end * BLOCK], offset + start * BLOCK)

@@ -11,7 +11,7 @@ seals no point, and trusts no image: the source compares everything with what th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -70,7 +70,7 @@ class SeedDisk:
         if self.size > self._image.size:
             yield Extent(self._image.size, self.size - self._image.size, zero=True)
 
-    def read(self, extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
+    def read(self, extents: Iterable[tuple[int, int]]) -> Generator[tuple[int, memoryview], None, None]:
         """Yield the bytes of the ranges, in order."""
         end = self._image.size
         inside = ((offset, min(length, end - offset)) for offset, length in extents if offset < end)
