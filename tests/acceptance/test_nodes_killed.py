@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240)]
 
 SOON_S = 20.0
 """From the start of a node to the next point: its own start, a quick retry (at most 5 s here), a cycle."""
+ATTEMPTS = 4
+"""To kill a node before what was seen of its cycle is over."""
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +77,7 @@ def recovers(lab: LabStory, guest: LabGuest, known: int) -> float:
 def test_the_targets_node_dies_in_the_middle_of_cycles(lab: LabStory, guest: LabGuest) -> None:
     journal = lab.journal(guest.name)
     pending = item_folder(lab, "primary", guest.name) / "pending"
-    shipped_before = counters(lab, guest.name)["bytes_shipped"]
-    changed_before = counters(lab, guest.name)["bytes_changed"]
+    before = counters(lab, guest.name)  # both figures of one report: a cycle may end between two
     moments: dict[str, Callable[[], bool]] = {
         "parts arrive": lambda: any_file(journal / "incoming", "*"),
         "a point is sealed": pending.exists,
@@ -94,8 +95,8 @@ def test_the_targets_node_dies_in_the_middle_of_cycles(lab: LabStory, guest: Lab
         lambda: (found := lab.source(guest.name)) and found["sequence"] >= sequence and found, "report"
     )
     largest = max(cycle["bytes_changed"] for cycle in after["cycles"])
-    shipped = after["counters"]["bytes_shipped"] - shipped_before
-    changed = after["counters"]["bytes_changed"] - changed_before
+    shipped = after["counters"]["bytes_shipped"] - before["bytes_shipped"]
+    changed = after["counters"]["bytes_changed"] - before["bytes_changed"]
     assert shipped <= changed + 2 * largest + MIB
     assert after["counters"].get("resyncs", 0) == 0
     for point in lab.points(guest.name)[-4:]:
@@ -120,10 +121,17 @@ def test_the_targets_node_dies_during_the_initial_replication(lab: LabStory) -> 
     held = disk.read_bytes()
     assert held[: len(content)] == content
     assert not any(held[len(content) :])
-    shipped = until(lambda: counters(lab, "killed-initial").get("bytes_shipped"), "the cycle's count")
+
+    def counted() -> int:
+        # A try that the kill has ended is counted, too: the figure is whole once that of the cycle is in it.
+        found = counters(lab, "killed-initial")
+        shipped = found.get("bytes_shipped", 0)
+        return shipped if found.get("cycles") and shipped >= len(content) else 0
+
+    shipped = until(counted, "the cycle's count, of all that the disk holds")
     print(f"\nshipped {shipped / MIB:.1f} MiB for {len(content) / MIB:.0f}")
     # What had arrived stays; what was on the wire goes again: at most a part on each of two connections.
-    assert len(content) <= shipped <= len(content) + 2 * 8 * MIB
+    assert shipped <= len(content) + 2 * 8 * MIB
     lab.cli("item", "disable", "killed-initial")
     lab.connection("primary").lookupByName("killed-initial").undefine()
     image.unlink()
@@ -153,12 +161,15 @@ def test_the_sources_node_dies_in_the_middle_of_cycles(lab: LabStory, guest: Lab
     }
     left = {}
     for what, sight in moments.items():
-        acknowledged = lab.newest(guest.name)
-        catch(sight, what)
-        lab.kill("primary")
-        left[what] = sight()
-        lab.start("primary")
-        assert recovers(lab, guest, acknowledged) < SOON_S, what
+        for _ in range(ATTEMPTS):
+            acknowledged = lab.newest(guest.name)
+            catch(sight, what)
+            lab.kill("primary")
+            left[what] = sight()
+            lab.start("primary")
+            assert recovers(lab, guest, acknowledged) < SOON_S, what
+            if left[what]:
+                break
     assert left["a backup job runs"], "the job outlived the node that began it"
     lab.wait_for_points(guest.name)
     until(lambda: not backup_runs(lab, guest), "no job is left", 10, 0.01)
@@ -210,7 +221,8 @@ def test_qemu_dies_and_compare_ships_only_what_differs(lab: LabStory, guest: Lab
     check_resyncs(lab, guest, last, off)
     assert lab.check_point(guest.name, off).last >= lab.check_point(guest.name, last).last
 
-    # Started again: replicated on from the running machine.
+    # Started again: replicated on from the running machine. Judged from here on: the node tells of its last dozen cycles.
+    off = lab.newest(guest.name)
     guest.start().close()
     running = lab.wait_for_points(guest.name, 2)
     check_resyncs(lab, guest, off, running)

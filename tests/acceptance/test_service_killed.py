@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.lab_story import LabStory, until
-from support.role_changes import PREPARE, START, check_moved, result_file, task_runs
+from support.role_changes import PREPARE, check_moved, result_file, takes_over, task_runs
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240)]
 
@@ -32,7 +32,7 @@ def test_a_planned_failover_survives_the_service(lab: LabStory) -> None:
     folder = Path(lab.facts["sites"]["primary"]["node_state"]) / "commands"
     known = set(folder.glob("*.json"))
     command = lab.start_cli("item", "failover", guest.name, "--planned")
-    until(lambda: task_runs(lab, guest.name, START), "the replica starts", every_s=0.02)
+    until(lambda: takes_over(lab, "primary", guest.name), "the replica starts", every_s=0.02)
     lab.signal("service", signal.SIGSTOP)
     until(lambda: result_file(lab, "primary", "target.failover", known), "the replica runs", every_s=0.02)
     lab.kill("service")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from support.lab_story import until
-from support.role_changes import PREPARE, START, STEP_DOWN, check_moved, result_file, task_runs
+from support.role_changes import PREPARE, START, STEP_DOWN, check_moved, result_file, takes_over, task_runs
 from support.standby_lab import StandbyLab, standby_lab
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
@@ -60,7 +60,7 @@ def test_a_standby_ends_planned_failovers_whose_service_was_killed(pair: Standby
     folder = Path(lab.facts["sites"]["primary"]["node_state"]) / "commands"
     known = set(folder.glob("*.json"))
     command = lab.start_cli("item", "failover", guest.name, "--planned")
-    until(lambda: task_runs(lab, guest.name, START), "the replica starts", every_s=0.02)
+    until(lambda: takes_over(lab, "primary", guest.name), "the replica starts", every_s=0.02)
     pair.active.signal(signal.SIGSTOP)
     until(lambda: result_file(lab, "primary", "target.failover", known), "the replica runs", every_s=0.02)
     killed = time.monotonic()

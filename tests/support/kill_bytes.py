@@ -45,8 +45,9 @@ class KillBytes:
         """Note what was sent and sealed so far."""
         self.changed = self.resent = 0
         self._new = []
-        self._wire = self._meter.total()
         self._known = {point.sequence for points in self._points().values() for point in points}
+        # After the points: of one that is sealed meanwhile the bytes would be counted and its changes not.
+        self._wire = self._meter.total()
 
     def end(self) -> None:
         """Note it again. A base that was adopted keeps its point's sequence, so it is not new."""

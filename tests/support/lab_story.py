@@ -175,8 +175,12 @@ class LabStory:
         return self.cli("item", "protect", name)
 
     def known(self, name: str) -> None:
+        """Wait until it can be protected: an inventory of the moment in which it started may not tell its disks' sizes."""
         until(
-            lambda: name in {row["name"] for row in self.api.get("/protectable-items")},
+            lambda: any(
+                row["name"] == name and row["ready"] and all(disk["size"] for disk in row["disks"])
+                for row in self.api.get("/protectable-items")
+            ),
             f"{name} in the inventory",
         )
 

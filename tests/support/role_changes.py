@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from secondsite.lab.records import check_records
@@ -19,6 +20,12 @@ def task_runs(lab: LabStory, name: str, task: str) -> bool:
         return False
     tasks = lab.api.get(f"/jobs/{job['id']}")["tasks"]
     return any(entry["name"] == task and entry["state"] == "InProgress" for entry in tasks)
+
+
+def takes_over(lab: LabStory, site: str, name: str) -> bool:
+    """Whether the node at the site has begun to start the replica: it has its order then, which the task's start does not say."""
+    folder = Path(lab.facts["sites"][site]["node_state"]) / "items" / lab.item(name)["id"]
+    return bool(json.loads((folder / "record.json").read_text())["role"] == "active")
 
 
 def result_file(lab: LabStory, site: str, kind: str, known: set[Path]) -> Path | None:
