@@ -239,10 +239,11 @@ def test_second_writer_is_a_conflict_and_the_first_goes_on(server: ImageServer) 
 def test_stop_writes_back_and_leaves_only_the_image(image: Path) -> None:
     server = ImageServer(image, "qcow2", image.with_name("s"), writable=True)
     server.start()
-    base = ImageBase(server.socket, writable=True, reconnect_timeout_s=0.1)
+    base = ImageBase(server.socket, writable=True)
     base.write(MIB, b"k" * 4096)  # never synced
     server.stop()
     server.stop()
+    base._reconnect_timeout_s = 0.1
     assert [path.name for path in image.parent.iterdir()] == [image.name]
     qemu_img("convert", "-O", "raw", image, image.with_suffix(".raw"))
     assert image.with_suffix(".raw").read_bytes()[MIB : MIB + 4096] == b"k" * 4096
@@ -289,13 +290,15 @@ def test_sync_notices_by_itself_that_the_server_was_killed(server: ImageServer) 
 
 
 def test_wait_for_a_server_that_stays_away_is_bounded(server: ImageServer) -> None:
-    with ImageBase(server.socket, writable=True, reconnect_timeout_s=0.2) as base:
+    with ImageBase(server.socket, writable=True) as base:
+        patient_s, base._reconnect_timeout_s = base._reconnect_timeout_s, 0.2
         server.stop()
         with pytest.raises(UnavailableError):
             base.readinto(0, memoryview(bytearray(512)))
         with pytest.raises(UnavailableError):
             base.write(0, bytes(512))
         server.start()
+        base._reconnect_timeout_s = patient_s
         base.readinto(0, memoryview(bytearray(512)))
 
 

@@ -106,8 +106,10 @@ def test_server_that_stops_moving_is_given_up(short_path: Path, monkeypatch: pyt
     monkeypatch.setattr(client, "STALL_TIMEOUT_S", 0.1)
     disk = StuckDisk(b"\x42" * MIB)
     with NbdServer({"": disk}, short_path / "s") as server:
-        with ImageBase(server.path, reconnect_timeout_s=0.3) as base, pytest.raises(UnavailableError):
-            base.readinto(0, memoryview(bytearray(512)))
+        with ImageBase(server.path) as base:
+            base._reconnect_timeout_s = 0.3
+            with pytest.raises(UnavailableError):
+                base.readinto(0, memoryview(bytearray(512)))
         disk.go()
 
 

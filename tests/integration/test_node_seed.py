@@ -81,7 +81,10 @@ def carry(medium: Path, hypervisor_pair: HypervisorPair) -> Path:
 def first_point(nodes: NodePair, item: ItemId) -> dict[str, int]:
     """Wait for the first point, and return what the source counted for it."""
     wait_until(lambda: points_of(nodes.recovery, item), what="the first point")
-    wait_until(lambda: nodes.primary.daemon.items.get(item).counters.get("cycles"), what="its counters")
+    replicator = nodes.primary.daemon.replicators.find(item)
+    assert replicator is not None
+    # Its outcome comes after all of its counters: what was shipped is counted later than the cycle itself.
+    wait_until(lambda: replicator.outcomes, what="its counters")
     return dict(nodes.primary.daemon.items.get(item).counters)
 
 

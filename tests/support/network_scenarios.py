@@ -87,8 +87,8 @@ class Run:
         assert set(counts.codes) <= {"unavailable", "timeout"}, (
             f"other failures than the line's: {counts.codes}"
         )
-        # Whoever took in an upload that was cut hears of that in a thread of its own.
         journals = self.world.root / "t" / "journals"
+        # The target learns of a cut in a thread of its own.
         _wait_until(lambda: not list(journals.glob("*/incoming/*")), "a cut upload has left something")
         return Figures(
             self._name,
@@ -184,7 +184,7 @@ def half_open(folder: Path) -> Figures:
 
 def lost_answer(folder: Path) -> Figures:
     """The line breaks at the worst moments: between a part's, or a point's, effect and its answer; and just before the point is sent."""
-    with network_run(folder, "lost answers", timeout_s=0.5) as run:
+    with network_run(folder, "lost answers", timeout_s=1.0) as run:
         world, line = run.world, run.line
         total = Counts()
 
